@@ -131,7 +131,7 @@ public:
     cos_request* raw() const noexcept { return handle_.get(); }
 
 private:
-    friend std::vector<Result<RequestStatus>> step_many(Span<Request* const> requests);
+    friend std::vector<Result<RequestStatus>> step_requests(Span<Request* const> requests);
     Request(cos_request* handle, std::size_t models) : handle_(handle), models_(models) {}
 
     static Result<RequestStatus> told(cos_error* error, const cos_request_status& status) {
@@ -147,7 +147,7 @@ private:
 /// Advance many requests by one pass of each model, on the calling thread; see cos_request_step_many. Returns a status
 /// or an error for each, in their order. Errors of a request: invalid_argument (also: a null pointer), busy (also: a
 /// request given twice), and all of step().
-inline std::vector<Result<RequestStatus>> step_many(Span<Request* const> requests) {
+inline std::vector<Result<RequestStatus>> step_requests(Span<Request* const> requests) {
     std::vector<cos_request*> handles;
     for (const Request* request : requests) handles.push_back(request ? request->raw() : nullptr);
     std::vector<cos_request_status> results(handles.size());

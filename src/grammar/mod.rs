@@ -76,6 +76,9 @@ impl Grammars {
     /// Compile a constraint. [`Error::InvalidArgument`] says what is wrong with it.
     pub fn compile(&self, language: Language, source: &str) -> Result<Grammar> {
         let refuse = |why: String| {
+            // It may quote the whole source.
+            let end = why.char_indices().nth(400).map_or(why.len(), |(end, _)| end);
+            let why = &why[..end];
             Error::InvalidArgument(format!("constraint is not a {} that can be used: {why}", language.name()))
         };
         let json = || serde_json::from_str::<Value>(source).map_err(|error| refuse(error.to_string()));

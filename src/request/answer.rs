@@ -33,8 +33,9 @@ struct Answer<'a> {
     #[serde(flatten)]
     head: &'a Head,
     choices: Vec<AnswerChoice<'a>>,
+    /// Events that come before the one with the usage have null.
     #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Usage>,
+    usage: Option<Option<Usage>>,
 }
 
 /// Tokens of a request.
@@ -94,7 +95,7 @@ impl Writer<'_> {
         &self,
         head: &Head,
         choices: impl Iterator<Item = (usize, &'a Choice)>,
-        usage: Option<Usage>,
+        usage: Option<Option<Usage>>,
     ) -> String {
         let choices = choices.map(|(index, choice)| self.choice(index, choice)).collect();
         serde_json::to_string(&Answer { head, choices, usage }).unwrap_or_default()
@@ -102,10 +103,10 @@ impl Writer<'_> {
 
     /// The first event of a choice of a chat, with nothing but the role: clients put log-probabilities of a first event
     /// together wrongly.
-    pub fn write_role(&self, head: &Head, index: usize) -> String {
+    pub fn write_role(&self, head: &Head, index: usize, usage: Option<Option<Usage>>) -> String {
         let content = Content::Delta(Message { role: ROLE, content: "" });
         let choice = AnswerChoice { index, content, logprobs: None, finish_reason: None, token_ids: None };
-        serde_json::to_string(&Answer { head, choices: vec![choice], usage: None }).unwrap_or_default()
+        serde_json::to_string(&Answer { head, choices: vec![choice], usage }).unwrap_or_default()
     }
 
     fn choice<'a>(&self, index: usize, choice: &'a Choice) -> AnswerChoice<'a> {
@@ -125,6 +126,14 @@ impl Writer<'_> {
             finish_reason: news.ending.map(|ending| ending.reason()),
             token_ids: self.token_ids.then_some(&news.tokens),
         }
+    }
+
+    /// The characters of the tokens, as far as offsets are wanted.
+    pub fn characters(&self, news: &News) -> usize {
+        if !self.log_probabilities || self.endpoint == Endpoint::Chat {
+            return 0;
+        }
+        news.tokens.iter().map(|token| characters(&self.token(*token).1)).sum()
     }
 
     /// Whether a choice has something to send in a stream: text is held back while it may become a stop string.
@@ -174,11 +183,11 @@ impl Writer<'_> {
 
     fn completion_logprobs(&self, choice: &Choice) -> Value {
         let (news, all) = (&choice.news, &choice.news.log_probabilities);
-        let texts: Vec<String> = news.tokens.iter().map(|token| self.token(*token).0).collect();
+        let (texts, bytes): (Vec<String>, Vec<Vec<u8>>) = news.tokens.iter().map(|token| self.token(*token)).unzip();
         let mut offset = choice.offset;
-        let offsets = texts.iter().map(|text| {
+        let offsets = bytes.iter().map(|bytes| {
             let begin = offset;
-            offset += text.chars().count();
+            offset += characters(bytes);
             begin
         });
         let offsets: Vec<usize> = offsets.collect();
@@ -192,6 +201,11 @@ impl Writer<'_> {
         let values: Vec<Value> = all.of_tokens.iter().map(|value| number(*value)).collect();
         json!({ "tokens": texts, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets })
     }
+}
+
+/// The characters that begin in these bytes.
+fn characters(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| **byte & 0xc0 != 0x80).count()
 }
 
 /// The alternatives of a token.

@@ -62,7 +62,7 @@ pub struct Choice {
     pub stop: Option<Interruption>,
     /// Tokens decoded so far.
     pub decoded: usize,
-    /// Characters of text that were told before `news`.
+    /// Characters of the tokens that were told before `news`, as far as offsets are wanted.
     pub offset: usize,
     /// Whether an event has had it.
     pub is_begun: bool,
@@ -107,7 +107,6 @@ impl Choice {
     /// Forget what was told.
     pub fn clear(&mut self) {
         self.is_new = false;
-        self.offset += self.news.text.chars().count();
         self.news.text.clear();
         self.news.tokens.clear();
         self.news.log_probabilities.clear();

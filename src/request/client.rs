@@ -96,7 +96,7 @@ impl ClientRequest {
                 terms.max_choices
             )));
         }
-        let stops = options::stops(&mut body);
+        let stops = options::stops(&mut body)?;
         let scope = body.cos.scope.as_deref().unwrap_or_default();
         let shows = body.skip_special_tokens == Some(false);
         let mut choices = Vec::with_capacity(prompts.len() * each);
@@ -142,6 +142,7 @@ impl ClientRequest {
     pub fn step(&mut self) -> Result<Status> {
         self.begin();
         loop {
+            self.look_for_cancel();
             let mut turns: Vec<_> = self.due().map(Due).collect();
             match &mut turns[..] {
                 [Due(choice)] => choice.step(),
@@ -164,12 +165,16 @@ impl ClientRequest {
     pub(super) fn due(&mut self) -> impl Iterator<Item = &mut Choice> {
         let (is_over, mut ahead) = (self.end.is_some(), None);
         self.choices.iter_mut().filter(move |choice| {
-            // Of choices in a row that have decoded nothing, the first one computes the prompt.
-            let waits = choice.decoded == 0 && ahead == Some(choice.prompt);
-            if choice.decoded == 0 {
+            if is_over || !choice.is_open() {
+                return false;
+            }
+            // Of open choices in a row that have decoded nothing, the first one computes the prompt.
+            let is_fresh = choice.decoded == 0;
+            let waits = is_fresh && ahead == Some(choice.prompt);
+            if is_fresh {
                 ahead = Some(choice.prompt);
             }
-            !is_over && choice.is_open() && !waits
+            !waits
         })
     }
 
@@ -177,12 +182,16 @@ impl ClientRequest {
     pub(super) fn begin(&mut self) {
         // Nothing more is to be sent behind the end.
         self.answer = self.end.is_some().then(String::new);
-        if self.canceller.is_asked() && self.end.is_none() {
-            self.end = Some(Ok(Status::Cancelled));
-        }
+        self.look_for_cancel();
         // What is not streamed is told at the end, and kept until then.
         if self.streams {
             self.choices.iter_mut().for_each(Choice::clear);
+        }
+    }
+
+    fn look_for_cancel(&mut self) {
+        if self.canceller.is_asked() && self.end.is_none() {
+            self.end = Some(Ok(Status::Cancelled));
         }
     }
 
@@ -269,7 +278,7 @@ impl ClientRequest {
         if !self.is_done() {
             return String::new();
         }
-        self.writer().write(&self.head, self.choices.iter().enumerate(), Some(self.usage()))
+        self.writer().write(&self.head, self.choices.iter().enumerate(), Some(Some(self.usage())))
     }
 
     fn events(&mut self) -> String {
@@ -278,17 +287,22 @@ impl ClientRequest {
         let said: Vec<usize> = (0..self.choices.len()).filter(|&index| writer.says(&self.choices[index])).collect();
         for &index in &said {
             if self.endpoint == Endpoint::Chat && !self.choices[index].is_begun {
-                send(&writer.write_role(&self.head, index));
+                send(&writer.write_role(&self.head, index, self.includes_usage.then_some(None)));
             }
-            send(&writer.write(&self.head, std::iter::once((index, &self.choices[index])), None));
+            let usage = self.includes_usage.then_some(None);
+            send(&writer.write(&self.head, std::iter::once((index, &self.choices[index])), usage));
         }
         if self.is_done() {
             if self.includes_usage {
-                send(&writer.write(&self.head, std::iter::empty(), Some(self.usage())));
+                send(&writer.write(&self.head, std::iter::empty(), Some(Some(self.usage()))));
             }
             send("[DONE]");
         }
-        said.into_iter().for_each(|index| self.choices[index].is_begun = true);
+        let told: Vec<usize> = said.iter().map(|&index| writer.characters(&self.choices[index].news)).collect();
+        for (index, characters) in said.into_iter().zip(told) {
+            let choice = &mut self.choices[index];
+            (choice.is_begun, choice.offset) = (true, choice.offset + characters);
+        }
         events
     }
 }

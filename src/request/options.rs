@@ -20,6 +20,19 @@ use crate::text::Text;
 /// Tokens of a completion if its request does not say how many.
 const COMPLETION_TOKENS: u32 = 16;
 
+/// Most stop strings, most runs of banned tokens, and most choices of a constraint. A server keeps them for each of its
+/// sessions, and a body of some megabytes could have very many.
+const MOST_STOPS: usize = 64;
+const MOST_BANNED: usize = 1024;
+const MOST_CHOICES: usize = 1024;
+
+/// Most bytes of all stop strings, and most tokens of all banned runs.
+const MOST_LONG: usize = 16 << 10;
+
+fn bounded(name: &str, count: usize, most: usize) -> Result<()> {
+    if count <= most { Ok(()) } else { Err(wrong(format!("{name} is {count}; it may be {most} at most"))) }
+}
+
 /// The options of a request's sessions. `number` is the seed of a request that has none.
 pub fn options(body: &Body, endpoint: Endpoint, engine: &Engine, number: u64) -> Result<Options> {
     let extension = &body.cos;
@@ -147,6 +160,8 @@ fn controls(body: &Body, extension: &Extension, engine: &Engine, max_tokens: u32
     }
     engine.check_tokens("logit_bias", &bias.0)?;
     let banned = extension.banned_tokens.clone().unwrap_or_default();
+    bounded("the number of cos.banned_tokens", banned.len(), MOST_BANNED)?;
+    bounded("the number of tokens in cos.banned_tokens", banned.iter().map(Vec::len).sum(), MOST_LONG)?;
     banned.iter().try_for_each(|run| engine.check_tokens("cos.banned_tokens", run))?;
     let breakers = extension.dry_breakers.as_deref().unwrap_or_default();
     engine.check_tokens("cos.dry_breakers", breakers)?;
@@ -194,6 +209,7 @@ fn constraint(body: &Body) -> Result<Option<(Language, String)>> {
         }
     }
     let outputs = &body.structured_outputs;
+    bounded("the number of choices", outputs.choice.as_ref().map_or(0, Vec::len), MOST_CHOICES)?;
     let given = [
         (Language::JsonSchema, outputs.json.as_ref().map(|schema| schema_text(schema)).transpose()?),
         (Language::JsonSchema, (outputs.json_object == Some(true)).then(|| ANY_OBJECT.to_owned())),
@@ -227,12 +243,15 @@ fn stop_tokens(body: &Body, engine: &Engine) -> Result<Option<Vec<i32>>> {
 }
 
 /// The stop strings.
-pub fn stops(body: &mut Body) -> Vec<String> {
-    match body.stop.take() {
+pub fn stops(body: &mut Body) -> Result<Vec<String>> {
+    let stops = match body.stop.take() {
         None => Vec::new(),
         Some(OneOrMany::One(stop)) => vec![stop],
         Some(OneOrMany::Many(stops)) => stops,
-    }
+    };
+    bounded("the number of stop strings", stops.len(), MOST_STOPS)?;
+    bounded("the length of all stop strings in bytes", stops.iter().map(String::len).sum(), MOST_LONG)?;
+    Ok(stops)
 }
 
 /// The tokens of the prompts.

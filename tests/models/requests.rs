@@ -272,6 +272,10 @@ fn wrong_completions_are_refused_by_name() {
         (json!({ "suffix": "x" }), "suffix is not supported"),
         (json!({ "stop": "" }), "stop string 0 is empty"),
         (json!({ "stop": [1] }), "stop: "),
+        (json!({ "stop": vec!["a"; 65] }), "number of stop strings is 65"),
+        (json!({ "stop": "a".repeat(16385) }), "16385"),
+        (json!({ "structured_outputs": { "choice": vec!["a"; 1025] } }), "number of choices is 1025"),
+        (json!({ "cos": { "banned_tokens": vec![[1]; 1025] } }), "number of cos.banned_tokens is 1025"),
         (json!({ "seed": 1.5 }), "seed is 1.5"),
         (json!({ "seed": "7" }), "seed: "),
         (json!({ "logprobs": 21 }), "logprobs is 21"),
@@ -409,6 +413,41 @@ fn a_request_can_be_cancelled() {
         while request.step().unwrap() == Status::Open {}
     });
     assert_eq!(request.step().unwrap(), Status::Cancelled);
+}
+
+/// Choices that end without a token hold up no other.
+#[test]
+fn choices_may_end_at_once() {
+    let engine = engine("engine.json");
+    let context = engine.models().map(|model| model.context_length()).min().unwrap();
+    for members in [json!({ "structured_outputs": { "regex": "" } }), json!({ "prompt": vec![300; context] })] {
+        let mut members = members;
+        members["n"] = 3.into();
+        let terms = Terms { max_prompt_tokens: usize::MAX, ..terms(Endpoint::Completion) };
+        let mut body = json!({ "model": "demo", "prompt": PROMPT });
+        members.as_object().unwrap().iter().for_each(|(name, value)| body[name] = value.clone());
+        let mut request = ClientRequest::new(&engine, &body.to_string(), &terms).unwrap();
+        assert_eq!(request.step().unwrap(), Status::Done);
+        assert_eq!(request.usage().completion_tokens, 0);
+    }
+}
+
+/// Offsets count characters that begin in a token, also where text is held back.
+#[test]
+fn offsets_are_those_of_tokens() {
+    let engine = engine("engine.json");
+    let text = whole(&engine, Endpoint::Completion, json!({ "max_tokens": 20 }))["choices"][0]["text"].clone();
+    let stop = format!("{}no", &text.as_str().unwrap()[8..30]);
+    let members = json!({ "max_tokens": 20, "logprobs": 0, "stop": stop });
+    let whole = whole(&engine, Endpoint::Completion, members.clone());
+    let events = events(&engine, Endpoint::Completion, members);
+    let streamed = events.iter().flat_map(|event| event["choices"][0]["logprobs"]["text_offset"].as_array().unwrap());
+    assert_eq!(Value::from_iter(streamed.cloned()), whole["choices"][0]["logprobs"]["text_offset"]);
+    let forced = json!({ "max_tokens": 20, "logprobs": 0, "structured_outputs": { "regex": "(é|漢){3}" } });
+    let answer = super::requests::whole(&engine, Endpoint::Completion, forced);
+    let choice = &answer["choices"][0];
+    let last = choice["logprobs"]["text_offset"].as_array().unwrap().last().unwrap().as_u64().unwrap();
+    assert!(choice["text"].as_str().unwrap().chars().count() == 3 && last <= 3, "{answer}");
 }
 
 /// What is not streamed is told of all choices at the end, also of those that ended long before.

@@ -1,6 +1,7 @@
 """What protects a server: keys, limits, a line to wait in, time-outs; and what it logs."""
 
 import concurrent.futures
+import contextlib
 import json
 import pathlib
 import socket
@@ -126,6 +127,10 @@ def limits(server):
         status, text = small.request("POST", "/v1/completions", body)
         equal(status, 413, "a large body")
         refused(status, text, "a large body")
+        # curl -d says that its body is a form.
+        body = json.dumps({"model": small.model, "prompt": "a", "max_tokens": 1, "user": "x" * 10_000})
+        kind = {"Content-Type": "application/x-www-form-urlencoded"}
+        equal(small.request("POST", "/v1/completions", body, **kind)[0], 200, "a body of curl")
         for prompt, fits in (([300] * 50, True), ([300] * 51, False)):
             body = json.dumps({"model": small.model, "prompt": prompt, "max_tokens": 1})
             status, text = small.request("POST", "/v1/completions", body)
@@ -147,6 +152,17 @@ def limits(server):
                 expect(not answer or answer.startswith(b"HTTP/1.1 4"), f"{answer!r} for {sent!r}")
                 expect(time.monotonic() - start < 10, "a client that sends nothing is waited for")
         small.complete("a", max_tokens=1)
+
+        # SIGTERM does not wait for a request that never comes.
+        with socket.create_connection(("127.0.0.1", small.port)) as connection:
+            connection.sendall(begin)
+            small.terminate()
+            until = time.monotonic() + 15
+            while small.process.poll() is None and time.monotonic() < until:
+                time.sleep(0.4)
+                with contextlib.suppress(OSError):
+                    connection.sendall(b" ")
+            equal(small.process.poll(), 0, "the exit status beside a slow client")
     finally:
         small.close()
 

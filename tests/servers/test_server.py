@@ -4,6 +4,7 @@ import concurrent.futures
 import http.client
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import test_clients
 import test_limits
 import test_protocol
 from checks import CLIENTS, PINNED, PROMPTS, equal, expect, lasting, pieces, refused
-from server import DEMO, Server
+from server import DEMO, ROOT, Server
 
 def arguments(server):
     """What asks for help, and what is no call of a server."""
@@ -117,6 +118,11 @@ def metrics(server):
             expect(counts == sorted(counts), f"{name}: counts {counts}")
             histograms += 1
     expect(histograms >= 2, "there are no histograms")
+    dashboard = json.loads((ROOT / "docs" / "grafana.json").read_text())
+    shown = {name for panel in dashboard["panels"] for target in panel["targets"]
+             for name in re.findall(r"cos_[a-z_]+", target["expr"])}
+    known = {sample.name for family in families for sample in family.samples}
+    equal({name for name in shown - known if not name.startswith("cos_batch_choices")}, set(), "panels without metrics")
     return f"{len(families)} families, {histograms} histograms"
 
 

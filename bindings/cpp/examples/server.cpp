@@ -13,6 +13,7 @@
 #include <cmath>
 #include <condition_variable>
 #include <csignal>
+#include <cstdlib>
 #include <ctime>
 #include <filesystem>
 #include <fstream>
@@ -419,11 +420,17 @@ int main(int argc, char** argv) try {
     if (port < 0) throw std::runtime_error("cannot listen on the port; is it in use?");
     std::cout << "listening on " << options.host << ':' << port << std::endl;
 
+    std::atomic<bool> stopped{false};
     std::thread watcher([&] {
         while (service.watch()) std::this_thread::sleep_for(std::chrono::milliseconds(50));
         server.stop();
+        // It waits for clients that have sent a part of a request, and they may take for ever.
+        for (int i = 0; i < 20 * options["--timeout"] && !stopped; i++)
+            std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        if (!stopped && draining) std::_Exit(0);
     });
     server.listen_after_bind();
+    stopped = true;
     const bool asked = draining.exchange(true);
     watcher.join();
     return asked ? 0 : 1;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <sstream>
 
 #include "body.hpp"
@@ -40,6 +41,9 @@ public:
         const char* location = nullptr;
         check(TRITONBACKEND_ModelRepository(model, &type, &location));
         folder_ = location;
+        if (config_.value("max_batch_size", 0) != 0) {
+            throw wrong("max_batch_size is set; leave it out, because the backend shares passes among requests by itself");
+        }
         bool complete = false;
         check(TRITONBACKEND_ModelAutoCompleteConfig(model, &complete));
         if (complete) complete_config(model);
@@ -54,6 +58,17 @@ private:
         const auto parameters = config_.find("parameters");
         if (parameters == config_.end() || !parameters->contains(name)) return "";
         return (*parameters)[name].value("string_value", "");
+    }
+
+    /// A misspelt parameter would do nothing.
+    void check_parameters() const {
+        static const std::set<std::string> known{"engine",     "max_sessions",          "max_queue",      "max_prompt_tokens",
+                                                 "max_tokens", "sequence_idle_seconds", "prepare_seconds"};
+        const auto parameters = config_.find("parameters");
+        if (parameters == config_.end()) return;
+        for (auto each = parameters->begin(); each != parameters->end(); ++each) {
+            if (!known.count(each.key())) throw wrong("there is no parameter " + each.key() + "; see the README");
+        }
     }
 
     double number(const char* name, double least, double most, double otherwise) const {
@@ -115,6 +130,7 @@ private:
     }
 
     void start() {
+        check_parameters();
         triton::Limits limits;
         limits.streams = config_.value(Json::json_pointer("/model_transaction_policy/decoupled"), false);
         limits.max_sessions = static_cast<std::size_t>(number("max_sessions", 1, 4096, 64));

@@ -3,6 +3,7 @@
 #include "body.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 namespace triton {
 
@@ -10,6 +11,10 @@ const std::vector<InputKind>& input_kinds() {
     static const std::vector<InputKind> kinds{
         {"text_input", "TYPE_STRING", Form::scalar},        {"tokens", "TYPE_INT32", Form::list},
         {"messages", "TYPE_STRING", Form::json},            {"request", "TYPE_STRING", Form::json},
+        {"max_completion_tokens", "TYPE_INT32", Form::scalar}, {"add_generation_prompt", "TYPE_BOOL", Form::scalar},
+        {"tool_choice", "TYPE_STRING", Form::scalar},       {"top_logprobs", "TYPE_INT32", Form::scalar},
+        {"best_of", "TYPE_INT32", Form::scalar},            {"echo", "TYPE_BOOL", Form::scalar},
+        {"suffix", "TYPE_STRING", Form::scalar},
         {"stream", "TYPE_BOOL", Form::scalar},              {"max_tokens", "TYPE_INT32", Form::scalar},
         {"min_tokens", "TYPE_INT32", Form::scalar},         {"n", "TYPE_INT32", Form::scalar},
         {"seed", "TYPE_INT64", Form::scalar},               {"stop", "TYPE_STRING", Form::list},
@@ -36,9 +41,16 @@ const InputKind* kind_of(const std::string& name) {
     return found == kinds.end() ? nullptr : &*found;
 }
 
+/// How deep JSON may be. Reading deeper values would overflow the stack, and chat templates and grammars refuse them too.
+constexpr int most_deep = 128;
+
 Json parsed(const std::string& name, const std::string& text) {
+    const auto shallow = [&](int depth, Json::parse_event_t, Json&) {
+        if (depth > most_deep) throw wrong(name + " is nested too deep");
+        return true;
+    };
     try {
-        return Json::parse(text);
+        return Json::parse(text, shallow);
     } catch (const Json::exception& error) {
         throw wrong(name + " is not JSON: " + error.what());
     }
@@ -50,18 +62,21 @@ void put(Json& read, const InputKind& kind, Json value) {
     if (kind.form == Form::json && value.is_string()) value = parsed(name, value.get<std::string>());
     if (kind.form == Form::list && !value.is_array()) {
         // A parameter cannot be an array, so a list may be a text of JSON there.
-        const bool json = value.is_string() && !value.get<std::string>().empty() && value.get<std::string>()[0] == '[';
-        value = json ? parsed(name, value.get<std::string>()) : Json::array({value});
+        const std::string text = value.is_string() ? value.get<std::string>() : "";
+        const bool json = !text.empty() && text[0] == '[' && Json::accept(text);
+        value = json ? parsed(name, text) : Json::array({value});
     }
     if (!read.emplace(name, std::move(value)).second) throw wrong(name + " is given twice; give it once");
 }
 
 template <typename T>
-Json numbers(const std::string& bytes) {
+Json numbers(const std::string& name, const std::string& bytes) {
     Json values = Json::array();
     for (std::size_t at = 0; at + sizeof(T) <= bytes.size(); at += sizeof(T)) {
         T value;
         std::memcpy(&value, bytes.data() + at, sizeof value);
+        // JSON has no such numbers, and null would count as missing.
+        if (!std::isfinite(static_cast<double>(value))) throw wrong(name + " is infinite, or no number");
         values.push_back(value);
     }
     return values;
@@ -87,12 +102,12 @@ Json values_of(const std::string& name, TRITONSERVER_DataType type, const std::s
             for (const char byte : bytes) values.push_back(byte != 0);
             return values;
         }
-        case TRITONSERVER_TYPE_INT32: return numbers<std::int32_t>(bytes);
-        case TRITONSERVER_TYPE_INT64: return numbers<std::int64_t>(bytes);
-        case TRITONSERVER_TYPE_UINT32: return numbers<std::uint32_t>(bytes);
-        case TRITONSERVER_TYPE_UINT64: return numbers<std::uint64_t>(bytes);
-        case TRITONSERVER_TYPE_FP32: return numbers<float>(bytes);
-        case TRITONSERVER_TYPE_FP64: return numbers<double>(bytes);
+        case TRITONSERVER_TYPE_INT32: return numbers<std::int32_t>(name, bytes);
+        case TRITONSERVER_TYPE_INT64: return numbers<std::int64_t>(name, bytes);
+        case TRITONSERVER_TYPE_UINT32: return numbers<std::uint32_t>(name, bytes);
+        case TRITONSERVER_TYPE_UINT64: return numbers<std::uint64_t>(name, bytes);
+        case TRITONSERVER_TYPE_FP32: return numbers<float>(name, bytes);
+        case TRITONSERVER_TYPE_FP64: return numbers<double>(name, bytes);
         case TRITONSERVER_TYPE_BYTES: return texts(name, bytes);
         default: throw wrong(name + " has a type that this backend does not read; see its configuration");
     }
@@ -167,6 +182,8 @@ Asked read_body(TRITONBACKEND_Request* request) {
     asked.body = take(read, "request");
     if (asked.body.is_null()) asked.body = Json::object();
     if (!asked.body.is_object()) throw wrong("request is not a JSON object");
+    for (auto member = asked.body.begin(); member != asked.body.end();)  // null is as good as missing
+        member = member->is_null() ? asked.body.erase(member) : std::next(member);
     for (const char* name : {"text_input", "tokens"}) {
         Json prompt = take(read, name);
         if (prompt.is_null()) continue;
@@ -175,7 +192,7 @@ Asked read_body(TRITONBACKEND_Request* request) {
         }
     }
     for (auto member = read.begin(); member != read.end(); ++member) {
-        if (!asked.body.emplace(member.key(), Json(member.value())).second) {
+        if (!asked.body.emplace(member.key(), std::move(member.value())).second) {
             throw wrong(member.key() + " is in the request and beside it; give it once");
         }
     }

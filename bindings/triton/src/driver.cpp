@@ -20,6 +20,14 @@ const char* reason_of(cosrt::Finish finish) {
 
 Failure cancelled() { return Failure(TRITONSERVER_ERROR_CANCELLED, "the client cancelled the request"); }
 
+std::string text_of(const Json& body) {
+    try {
+        return body.dump();
+    } catch (const Json::exception& error) {
+        throw wrong(std::string("a text is not UTF-8: ") + error.what());
+    }
+}
+
 double seconds_since(std::uint64_t time) { return static_cast<double>(now() - time) * 1e-9; }
 
 }  // namespace
@@ -42,9 +50,11 @@ Driver::~Driver() {
 
 void Driver::take(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* request) noexcept {
     std::unique_ptr<Exchange> exchange;
+    bool exchanges = false;  // whether an exchange has the request, and releases it
     Turn turn;
     try {
         exchange = std::make_unique<Exchange>(instance, request);
+        exchanges = true;
         Asked asked = read_body(request);
         if (!limits_.streams && asked.body.value("stream", Json()) == true) {
             throw wrong("stream is set, but the model is not decoupled; set that in its model_transaction_policy");
@@ -60,7 +70,7 @@ void Driver::take(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* 
         terms.endpoint = asked.chat ? cosrt::Endpoint::chat : cosrt::Endpoint::completion;
         terms.max_choices = static_cast<std::uint32_t>(limits_.max_sessions);
         terms.max_prompt_tokens = limits_.max_prompt_tokens, terms.max_tokens = limits_.max_tokens;
-        auto decoded = cosrt::Request::start(engine_, asked.body.dump(), terms).value();
+        auto decoded = cosrt::Request::start(engine_, text_of(asked.body), terms).value();
         const std::size_t choices = decoded.choices();
         Job job{nullptr, std::move(decoded), std::move(turn), choices, now()};
         auto owner = std::make_unique<Job>(std::move(job));
@@ -74,7 +84,7 @@ void Driver::take(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* 
         sequences_.end(turn, false);
         if (exchange) {
             exchange->fail(failure);
-        } else {
+        } else if (!exchanges) {
             log(TRITONSERVER_LOG_ERROR, std::string("a request cannot be answered: ") + failure.what());
             ignore(TRITONBACKEND_RequestRelease(request, TRITONSERVER_REQUEST_RELEASE_ALL));
         }
@@ -147,7 +157,7 @@ void Driver::pass() {
     std::vector<cosrt::Request*> requests;
     for (const auto& job : running_) requests.push_back(&job->request);
     const std::uint64_t begin = now();
-    const auto statuses = cosrt::step_many(requests);
+    const auto statuses = cosrt::step_requests(requests);
     const std::uint64_t done = now();
     metrics_.pass(decoding_);
     ignore(TRITONBACKEND_ModelInstanceReportBatchStatistics(running_.front()->exchange->instance(), decoding_, begin,
@@ -203,7 +213,8 @@ void Driver::respond(Job& job, const cosrt::RequestStatus& status) {
     if (indices.empty() && status.open()) return;
     if (!job.turn.id.empty() && !texts.empty()) {
         job.turn.text += texts[0];
-        job.turn.tokens.insert(job.turn.tokens.end(), tokens.begin(), tokens.end());
+        job.turn.answered.insert(job.turn.answered.end(), tokens.begin(), tokens.end());
+        job.turn.finish = job.request.choice(0).value().finish;
     }
     if (!tokens.empty()) {
         if (!job.told) metrics_.first_token(seconds_since(job.arrived));
@@ -229,7 +240,7 @@ void Driver::respond(Job& job, const cosrt::RequestStatus& status) {
                                   static_cast<std::int32_t>(status.completion_tokens)};
     exchange.add("usage", TRITONSERVER_TYPE_INT32, usage, {2});
     // The client may send its next turn as soon as it has this answer.
-    if (!status.open()) sequences_.end(job.turn, true);
+    if (!status.open()) sequences_.end(job.turn, true, &engine_);
     exchange.send(!status.open());
 }
 

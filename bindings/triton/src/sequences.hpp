@@ -16,10 +16,12 @@ namespace triton {
 /// A request in its sequence, or in none.
 struct Turn {
     std::string id;  ///< Empty: in none.
-    bool last = false;
+    bool chat = false, last = false;
     Json messages;                      ///< Of a chat, with those of earlier turns.
     std::vector<cosrt::Token> tokens;   ///< Of a completion, with those of earlier turns.
-    std::string text;                   ///< What was answered so far.
+    std::string text;                   ///< What was answered so far, as text and as tokens.
+    std::vector<cosrt::Token> answered;
+    cosrt::Finish finish = cosrt::Finish::none;
 };
 
 /// What was said in sequences. A turn of a chat or a completion gets what was said before, and the models find what
@@ -30,9 +32,9 @@ public:
 
     /// Begins the turn of a request, and puts what was said before into its body.
     Turn begin(TRITONBACKEND_Request* request, Asked& asked, const cosrt::Engine& engine);
-    /// Ends a turn. If it was answered, the answer becomes a part of the sequence; otherwise nothing was said. Only the
+    /// Ends a turn. If it was answered, which needs the engine, the answer becomes a part of the sequence; otherwise nothing was said. Only the
     /// first end counts.
-    void end(Turn& turn, bool answered);
+    void end(Turn& turn, bool answered, const cosrt::Engine* engine = nullptr);
 
 private:
     struct Sequence {

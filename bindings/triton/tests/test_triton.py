@@ -176,6 +176,10 @@ def bad_inputs(triton, library):
                          ({"text_input": "a", "stop": [""]}, "stop string 0 is empty"),
                          ({"text_input": "a", "n": 100}, "n is 100"), ({"text_input": "a", "cos": '{"x": 1}'}, "`x`"),
                          ({"text_input": "a", "logit_bias": '{"5": "x"}'}, "logit_bias"),
+                         ({"text_input": "a", "tools": "[" * 100_000 + "]" * 100_000}, "nested too deep"),
+                         ({"request": '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}"}, "nested too deep"),
+                         ({"text_input": "a", "echo": True}, "echo is not supported"),
+                         ({"text_input": "a", "best_of": 3}, "best_of is not supported"),
                          ({"text_input": "a", "structured_outputs": '{"regex": "("}'}, "regular expression")):
         status, answer = triton.generate("demo", **values)
         expect(status >= 400 and says in answer["error"], f"{values}: {status} {answer}")
@@ -290,12 +294,21 @@ def sequences(triton, library):
     stream.ask("demo", {"text_input": " So", "max_tokens": 4, "temperature": 0.0}, sequence_id=5)
     result = next(stream.responses())
     equal(result.as_numpy("usage")[0], client_tokens + len(first["token_ids"]) + 1, "tokens of the second part")
-    # A turn that fails leaves the sequence as it was.
-    try:
-        turn({"text_input": "x", "temperature": -1.0}, sequence_id=5)
-        raise AssertionError("a wrong turn is accepted")
-    except InferenceServerException:
-        pass
+    # A turn that fails leaves the sequence as it was, whatever its flags.
+    for flags in ({}, {"sequence_start": True}, {"sequence_end": True}):
+        try:
+            turn({"text_input": "x", "temperature": -1.0}, sequence_id=5, **flags)
+            raise AssertionError("a wrong turn is accepted")
+        except InferenceServerException:
+            pass
+    # What is behind a stop string was not said.
+    for stop, text in (("\n", first["text"].split("\n")[0]), ([], first["text"])):
+        stream.ask("demo", {"text_input": PROMPT, "max_tokens": 16, "temperature": 0.0, "stop": stop or ["never"]},
+                   sequence_id=6, sequence_start=True)
+        equal(texts(next(stream.responses())), [text], f"a text that ends at {stop!r}")
+        stream.ask("demo", {"text_input": " So", "max_tokens": 1}, sequence_id=6, sequence_end=True)
+        prompt = library.answer(prompt=PROMPT + text + " So", max_tokens=1)["usage"]["prompt_tokens"]
+        equal(next(stream.responses()).as_numpy("usage")[0], prompt, f"tokens behind {stop!r}")
     other = Stream(triton)
     other.ask("demo", {"text_input": "a", "max_tokens": 1500, "ignore_eos": True}, sequence_id=5)
     time.sleep(0.2)
@@ -363,6 +376,8 @@ def wrong_models(triton, library):
             ("wrong-path", {"engine": {"models": [{"path": "/nowhere"}], "combine": {"kind": "target", "model": 0}}},
              "/nowhere"),
             ("wrong-number", {"parameters": {"max_sessions": "many"}}, "max_sessions is many"),
+            ("wrong-name", {"parameters": {"max_sesions": "7"}}, "no parameter max_sesions"),
+            ("batches", {"config": "max_batch_size: 8"}, "max_batch_size is set"),
             ("wrong-range", {"parameters": {"prepare_seconds": "-1"}}, "prepare_seconds is -1")):
         triton.write(name, **model)
         status, text = triton.load(name)
