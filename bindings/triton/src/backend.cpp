@@ -42,7 +42,7 @@ public:
         check(TRITONBACKEND_ModelRepository(model, &type, &location));
         folder_ = location;
         if (config_.value("max_batch_size", 0) != 0) {
-            throw wrong("max_batch_size is set; leave it out, because the backend shares passes among requests by itself");
+            throw wrong("max_batch_size is set; leave it out, because requests share passes by themselves");
         }
         bool complete = false;
         check(TRITONBACKEND_ModelAutoCompleteConfig(model, &complete));
@@ -62,8 +62,9 @@ private:
 
     /// A misspelt parameter would do nothing.
     void check_parameters() const {
-        static const std::set<std::string> known{"engine",     "max_sessions",          "max_queue",      "max_prompt_tokens",
-                                                 "max_tokens", "sequence_idle_seconds", "prepare_seconds"};
+        static const std::set<std::string> known{"engine",          "max_sessions",      "max_queue",
+                                                 "prepare_seconds", "max_prompt_tokens", "max_tokens",
+                                                 "sequence_idle_seconds"};
         const auto parameters = config_.find("parameters");
         if (parameters == config_.end()) return;
         for (auto each = parameters->begin(); each != parameters->end(); ++each) {

@@ -41,7 +41,7 @@ const InputKind* kind_of(const std::string& name) {
     return found == kinds.end() ? nullptr : &*found;
 }
 
-/// How deep JSON may be. Reading deeper values would overflow the stack, and chat templates and grammars refuse them too.
+/// How deep JSON may be. Deeper values would overflow the stack, and chat templates and grammars refuse them too.
 constexpr int most_deep = 128;
 
 Json parsed(const std::string& name, const std::string& text) {

@@ -32,8 +32,8 @@ public:
 
     /// Begins the turn of a request, and puts what was said before into its body.
     Turn begin(TRITONBACKEND_Request* request, Asked& asked, const cosrt::Engine& engine);
-    /// Ends a turn. If it was answered, which needs the engine, the answer becomes a part of the sequence; otherwise nothing was said. Only the
-    /// first end counts.
+    /// Ends a turn. If it was answered, which needs the engine, the answer becomes a part of the sequence; otherwise
+    /// nothing was said. Only the first end counts.
     void end(Turn& turn, bool answered, const cosrt::Engine* engine = nullptr);
 
 private:
