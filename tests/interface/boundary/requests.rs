@@ -227,7 +227,7 @@ fn a_busy_request_can_be_cancelled() {
     }
 }
 
-/// Contexts decide what goes wrong. A panic in a pass of several is that of all of them, so it has another context.
+/// Contexts decide what goes wrong.
 fn script(context: &[i32], row: &mut [f32]) -> Result<(), Interrupt> {
     match (context[0], context.len() > 4) {
         (1, true) => panic!("planted"),
@@ -249,6 +249,7 @@ fn an_error_is_that_of_one_request() {
             false => engine(script),
         };
         let body = |first: i32| format!(r#"{{"prompt": [{first}, 0, 0], "max_tokens": 6, "temperature": 0}}"#);
+        // A panic in a shared pass is that of all its sessions, so nothing panics there.
         let panics = if shares { 2 } else { 1 };
         let requests: Vec<Shared> = [0, panics, 2, 3].iter().map(|first| start(engine, &body(*first))).collect();
         let null = Shared(null_mut());
