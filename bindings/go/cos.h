@@ -251,6 +251,26 @@
 #define COS_FINISH_COMPLETE 5
 
 /**
+ * Drawn from the target distribution, where nothing was proposed.
+ */
+#define COS_ORIGIN_DRAWN 0
+
+/**
+ * Proposed, and accepted.
+ */
+#define COS_ORIGIN_ACCEPTED 1
+
+/**
+ * Drawn in place of a proposal that was rejected.
+ */
+#define COS_ORIGIN_REPLACED 2
+
+/**
+ * The only token that the constraint allowed.
+ */
+#define COS_ORIGIN_FORCED 3
+
+/**
  * For cos_engine_encode: add the tokens that the post_processor of tokenizer.json puts around a text, such as a start
  * token.
  */
@@ -735,6 +755,23 @@ typedef struct cos_session_options {
 } cos_session_options;
 
 /**
+ * How a token came about.
+ *
+ * Since 0.1.
+ */
+typedef struct cos_origin {
+  /**
+   * One of COS_ORIGIN_*.
+   */
+  int32_t kind;
+  /**
+   * The index of the model or look-up that proposed the token, or the token that was replaced. Of a token that was
+   * drawn from the distribution of one model, as with routed targets, that model. Otherwise -1.
+   */
+  int32_t model;
+} cos_origin;
+
+/**
  * What a step committed.
  *
  * Since 0.1.
@@ -787,6 +824,11 @@ typedef struct cos_step_result {
    * models of weight 0 that have not scored the token. NULL if the options did not ask for them, or without tokens.
    */
   const float *model_log_probabilities;
+  /**
+   * How each token came about: `tokens_count` values, owned and valid as `tokens`. NULL without tokens, and for tokens
+   * that were scored.
+   */
+  const struct cos_origin *origins;
 } cos_step_result;
 
 /**
@@ -906,6 +948,10 @@ typedef struct cos_choice_news {
    * As in cos_step_result.
    */
   const float *model_log_probabilities;
+  /**
+   * As in cos_step_result.
+   */
+  const struct cos_origin *origins;
 } cos_choice_news;
 
 /**

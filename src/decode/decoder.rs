@@ -23,7 +23,7 @@ use crate::decode::combine::Combination;
 use crate::decode::lane::Lane;
 pub use crate::decode::lane::ModelLimits;
 use crate::decode::policy::{Plan, Targets};
-pub use crate::decode::progress::{Counters, Finish, Tested};
+pub use crate::decode::progress::{Counters, Finish, Origin, OriginKind, Tested};
 
 use crate::decode::routes::Routes;
 use crate::decode::schedule::{MOST_GIVEN, Next, Schedule};
@@ -142,6 +142,7 @@ impl<C: Chance> Decoder<C> {
             routes: Routes::default(),
             finish: None,
             log_probabilities: LogProbabilities::default(),
+            origins: Vec::new(),
             counters: Counters::default(),
             tested: Tested::default(),
             observer: None,
@@ -174,6 +175,7 @@ impl<C: Chance> Decoder<C> {
         state.editor.iter_mut().for_each(|editor| editor.fit(pending + 1 + LATE));
         state.tokens.reserve(state.context_length.min(1 << 20).saturating_sub(state.tokens.len()));
         state.log_probabilities.reserve(pending + 1, state.settings.alternatives, state.lanes.len());
+        state.origins.reserve(pending + 1);
         state.tested.fit(state.lanes.len(), pending);
         self.set_end();
     }
@@ -221,7 +223,9 @@ impl<C: Chance> Decoder<C> {
         let is_processed_alike = settings.sampler == old.sampler
             && settings.controls == old.controls
             && settings.stop_tokens == old.stop_tokens;
-        let fits = plan == self.plan && has_needed && is_processed_alike;
+        // Tokens that were the only ones are pending without a proposer, so they cannot be verified.
+        let is_settled_alike = settings.settles() == old.settles();
+        let fits = plan == self.plan && has_needed && is_processed_alike && is_settled_alike;
         if !fits {
             self.drop_pending();
         }
@@ -369,7 +373,7 @@ impl<C: Chance> Decoder<C> {
         if !self.schedule.is_in_round() {
             (self.before, self.start) = (self.state.counters, self.schedule.committed());
             self.is_usual = true;
-            self.state.log_probabilities.clear();
+            self.state.tell_nothing();
             if self.state.finish.is_some() {
                 return Ok(Step::Ended);
             }
@@ -437,7 +441,7 @@ impl<C: Chance> Decoder<C> {
         let start = self.schedule.undo();
         let state = &mut self.state;
         state.finish = None;
-        state.log_probabilities.clear();
+        state.tell_nothing();
         // If nothing was pending and nothing has run, no number was used, and the next round may take the same.
         let epoch = state.epoch;
         let is_untouched = state.tokens.len() == start && state.counters.forwards == self.before.forwards;
@@ -549,6 +553,11 @@ impl<C: Chance> Decoder<C> {
     /// from nothing; its tokens have the probabilities of temperature 1 without filters.
     pub fn log_probabilities(&self) -> &LogProbabilities {
         &self.state.log_probabilities
+    }
+
+    /// How the tokens of the last round came about; none of tokens that were given.
+    pub fn origins(&self) -> &[Origin] {
+        &self.state.origins
     }
 
     /// What became of drafts, by proposer and by place.

@@ -15,6 +15,47 @@ pub enum Finish {
     Complete,
 }
 
+/// How a token came to be committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Origin {
+    /// Which way.
+    pub kind: OriginKind,
+    /// The participant that proposed the token, or the one that was replaced. Of a token that was drawn from the
+    /// distribution of one model, that model. Otherwise -1.
+    pub participant: i32,
+}
+
+/// The ways in which tokens are committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum OriginKind {
+    /// Drawn from the target where nothing was proposed, as a bonus token is.
+    Drawn = 0,
+    /// Proposed, and accepted.
+    Accepted = 1,
+    /// Drawn in place of a proposal that was rejected.
+    Replaced = 2,
+    /// The only token that was possible.
+    Forced = 3,
+}
+
+impl Origin {
+    /// Of the only token that was possible.
+    pub const FORCED: Origin = Origin { kind: OriginKind::Forced, participant: -1 };
+
+    /// Of a token that was drawn: from one model's distribution, or from a combination.
+    pub fn drawn(model: Option<usize>) -> Self {
+        Origin { kind: OriginKind::Drawn, participant: model.map_or(-1, |model| model as i32) }
+    }
+
+    /// Of a token where a draft was tested.
+    pub fn tested(draft: Draft, accepted: bool) -> Self {
+        let kind = if accepted { OriginKind::Accepted } else { OriginKind::Replaced };
+        Origin { kind, participant: draft.proposer as i32 }
+    }
+}
+
 /// Counts of what was done so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {

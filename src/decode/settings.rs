@@ -27,3 +27,11 @@ pub struct Settings {
     /// What else is wanted with them.
     pub alternatives: Alternatives,
 }
+
+impl Settings {
+    /// Whether a position where one token is possible is decided without rows. Not if log-probabilities before
+    /// constraints are wanted, because these take rows.
+    pub fn settles(&self) -> bool {
+        !(self.log_probabilities && self.alternatives.before)
+    }
+}

@@ -7,7 +7,7 @@ use crate::decode::alternatives::LogProbabilities;
 use crate::decode::chance::{self, Chance, Key, Purpose};
 use crate::decode::lane::Lane;
 use crate::decode::look_up;
-use crate::decode::progress::{Counters, Finish, Tested};
+use crate::decode::progress::{Counters, Finish, Origin, Tested};
 use crate::decode::routes::Routes;
 use crate::decode::schedule::{Decision, Draft, NOBODY, World};
 use crate::decode::settings::Settings;
@@ -54,6 +54,8 @@ pub struct DecoderState<C> {
     pub finish: Option<Finish>,
     /// Those of the tokens that the round has committed, if wanted.
     pub log_probabilities: LogProbabilities,
+    /// How the tokens that the round has committed came about; none of tokens that are given.
+    pub origins: Vec<Origin>,
     pub counters: Counters,
     /// What became of drafts.
     pub tested: Tested,
@@ -88,6 +90,12 @@ impl<C: Chance> DecoderState<C> {
         self.editor.iter_mut().for_each(|editor| editor.truncate(from));
         self.epoch = self.epoch.wrapping_add(1);
         self.counters.waste();
+    }
+
+    /// Forget what is told of the tokens of a round.
+    pub fn tell_nothing(&mut self) {
+        self.log_probabilities.clear();
+        self.origins.clear();
     }
 
     fn key(&self, position: usize, purpose: Purpose) -> Key {
@@ -144,12 +152,6 @@ impl<C: Chance> DecoderState<C> {
     fn given_token(&self, position: usize) -> Option<i32> {
         let given = self.given.as_ref()?;
         given.tokens.get(position.checked_sub(given.start)?).copied()
-    }
-
-    /// Whether a position where one token is possible is decided without rows. Not if their log-probabilities are
-    /// wanted.
-    fn settles(&self) -> bool {
-        !(self.settings.log_probabilities && self.settings.alternatives.before)
     }
 
     /// See whether the token at a position that was just committed ends the sequence. What is pending behind an end
@@ -242,7 +244,7 @@ impl<C: Chance> World for Rows<'_, C> {
 
     /// One that fails is decided too, to tell the error.
     fn is_settled(&mut self, position: usize) -> bool {
-        let settles = self.state.settles();
+        let settles = self.state.settings.settles();
         self.state.peek(position).map_or(true, |left| match left {
             Left::Several => false,
             Left::One(_) => settles,
@@ -252,7 +254,7 @@ impl<C: Chance> World for Rows<'_, C> {
 
     fn follow(&mut self, position: usize) -> Option<Draft> {
         let Ok(Left::One(token)) = self.state.peek(position) else { return None };
-        if !self.state.settles() {
+        if !self.state.settings.settles() {
             return None;
         }
         self.state.tokens.push(token as i32);
@@ -312,7 +314,7 @@ impl<C: Chance> Rows<'_, C> {
         };
         match left {
             Left::Several => {}
-            Left::One(token) if self.state.settles() => {
+            Left::One(token) if self.state.settings.settles() => {
                 return Ok(self.settle(position, draft, token, log_probabilities));
             }
             Left::One(_) => {}
@@ -344,6 +346,11 @@ impl<C: Chance> Rows<'_, C> {
         state.counters.tested += u64::from(draft.is_some());
         state.counters.accepted += u64::from(accepted);
         draft.into_iter().for_each(|draft| state.tested.count(draft, accepted));
+        state.origins.push(match (draft, target) {
+            (Some(draft), _) => Origin::tested(draft, accepted),
+            (None, Target::Row(model)) => Origin::drawn(Some(model)),
+            (None, _) => Origin::drawn(None),
+        });
         if let Target::Token(best) = target {
             state.counters.near_ties += u64::from(best.is_near_tie());
         }
@@ -391,6 +398,7 @@ impl<C: Chance> Rows<'_, C> {
         state.counters.tokens += 1;
         state.counters.tested += u64::from(is_counted);
         state.counters.accepted += u64::from(is_counted);
+        state.origins.push(Origin::FORCED);
         if state.settings.log_probabilities {
             let is_model = state.lanes.iter().map(Option::is_some);
             log_probabilities.add_settled(token, state.settings.alternatives, is_model);

@@ -9,7 +9,7 @@ use crate::config::{Combine, RoutesName};
 use crate::control::Controls;
 use crate::decode::chance::CounterRng;
 use crate::decode::combine::{Combination, Function};
-use crate::decode::decoder::{Alternatives, Counters, Decoder, Finish, LogProbabilities, Settings};
+use crate::decode::decoder::{Alternatives, Counters, Decoder, Finish, LogProbabilities, Origin, Settings};
 use crate::decode::policy::{Plan, Request, Strategy, Targets};
 use crate::decode::weigh::Weigher;
 use crate::engine::Engine;
@@ -374,6 +374,11 @@ impl Session {
     /// Log-probabilities of the tokens of the last round; see [`Decoder::log_probabilities`].
     pub fn log_probabilities(&self) -> &LogProbabilities {
         self.driver.log_probabilities()
+    }
+
+    /// How the tokens of the last round came about; see [`Decoder::origins`].
+    pub fn origins(&self) -> &[Origin] {
+        self.driver.origins()
     }
 
     /// The engine, whose models decode.

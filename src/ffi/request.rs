@@ -10,7 +10,7 @@ use parking_lot::{ArcMutexGuard, Mutex, RawMutex};
 use super::engine::cos_engine;
 use super::error::cos_error;
 use super::many::Outputs;
-use super::session::{COS_FINISH_NONE, finish_number};
+use super::session::{COS_FINISH_NONE, cos_origin, finish_number};
 use super::text::utf8;
 use super::{
     VersionedStruct, check_out, guard, handle, hold, read_struct, release, slice, string, struct_size, write_struct,
@@ -120,14 +120,16 @@ pub struct cos_choice_news {
     pub top_count: usize,
     /// As in cos_step_result.
     pub model_log_probabilities: *const f32,
+    /// As in cos_step_result.
+    pub origins: *const cos_origin,
 }
 
 // SAFETY: as above.
 unsafe impl VersionedStruct for cos_choice_news {
     const NAME: &'static str = "cos_choice_news";
-    const MIN_SIZE: usize = size_of::<cos_choice_news>();
+    const MIN_SIZE: usize = std::mem::offset_of!(cos_choice_news, origins);
 }
-const _: () = assert!(<cos_choice_news as VersionedStruct>::MIN_SIZE == 88);
+const _: () = assert!(<cos_choice_news as VersionedStruct>::MIN_SIZE == 88 && size_of::<cos_choice_news>() == 96);
 
 /// A request of OpenAI's protocol: sessions and streams of text that a body asks for, and the answer. One thread at a
 /// time may use it; a call from another thread returns BUSY. Only cos_request_cancel and cos_request_choices may be
@@ -546,6 +548,7 @@ fn choice_news(struct_size: usize, news: Option<&News>, top_count: usize) -> cos
         top_log_probabilities: optional(&told.log_probabilities.of_top),
         top_count: if told.log_probabilities.top_tokens.is_empty() { 0 } else { top_count },
         model_log_probabilities: optional(&told.log_probabilities.of_models),
+        origins: optional(&told.origins).cast(),
     }
 }
 

@@ -11,7 +11,7 @@ use super::engine::cos_engine;
 use super::error::cos_error;
 use super::options::{check_count, cos_session_options, read_options};
 use super::{VersionedStruct, check_out, fill, guard, handle, hold, release, slice, string, struct_size, write_struct};
-use crate::decode::decoder::{Finish, LogProbabilities};
+use crate::decode::decoder::{Finish, LogProbabilities, Origin, OriginKind};
 use crate::engine::session::{Options, Session, State};
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
@@ -30,6 +30,38 @@ pub const COS_FINISH_CONTEXT_FULL: i32 = 3;
 pub const COS_FINISH_CANCELLED: i32 = 4;
 /// The constraint of the session is complete: no token may follow.
 pub const COS_FINISH_COMPLETE: i32 = 5;
+
+/// Drawn from the target distribution, where nothing was proposed.
+pub const COS_ORIGIN_DRAWN: i32 = 0;
+/// Proposed, and accepted.
+pub const COS_ORIGIN_ACCEPTED: i32 = 1;
+/// Drawn in place of a proposal that was rejected.
+pub const COS_ORIGIN_REPLACED: i32 = 2;
+/// The only token that the constraint allowed.
+pub const COS_ORIGIN_FORCED: i32 = 3;
+
+/// How a token came about.
+///
+/// Since 0.1.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct cos_origin {
+    /// One of COS_ORIGIN_*.
+    pub kind: i32,
+    /// The index of the model or look-up that proposed the token, or the token that was replaced. Of a token that was
+    /// drawn from the distribution of one model, as with routed targets, that model. Otherwise -1.
+    pub model: i32,
+}
+
+// An array of one is an array of the other.
+const _: () = {
+    use std::mem::offset_of;
+    assert!(size_of::<cos_origin>() == size_of::<Origin>() && align_of::<cos_origin>() == align_of::<Origin>());
+    assert!(offset_of!(cos_origin, kind) == offset_of!(Origin, kind));
+    assert!(offset_of!(cos_origin, model) == offset_of!(Origin, participant));
+    assert!(COS_ORIGIN_DRAWN == OriginKind::Drawn as i32 && COS_ORIGIN_ACCEPTED == OriginKind::Accepted as i32);
+    assert!(COS_ORIGIN_REPLACED == OriginKind::Replaced as i32 && COS_ORIGIN_FORCED == OriginKind::Forced as i32);
+};
 
 /// What a step committed.
 ///
@@ -63,6 +95,9 @@ pub struct cos_step_result {
     /// `tokens_count` rows of one value for each model, in the order of the configuration. NaN for look-ups, and for
     /// models of weight 0 that have not scored the token. NULL if the options did not ask for them, or without tokens.
     pub model_log_probabilities: *const f32,
+    /// How each token came about: `tokens_count` values, owned and valid as `tokens`. NULL without tokens, and for tokens
+    /// that were scored.
+    pub origins: *const cos_origin,
 }
 
 // SAFETY: plain data. The size of the first version never changes, and members are only added behind the last one.
@@ -70,7 +105,7 @@ unsafe impl VersionedStruct for cos_step_result {
     const NAME: &'static str = "cos_step_result";
     const MIN_SIZE: usize = std::mem::offset_of!(cos_step_result, log_probabilities);
 }
-const _: () = assert!(<cos_step_result as VersionedStruct>::MIN_SIZE == 32 && size_of::<cos_step_result>() == 72);
+const _: () = assert!(<cos_step_result as VersionedStruct>::MIN_SIZE == 32 && size_of::<cos_step_result>() == 80);
 
 /// A session: one sequence of tokens. One thread at a time may use it; a call from another thread returns BUSY. Only
 /// cos_cancel and cos_session_stats may be called at any time. Different sessions run in parallel.
@@ -453,7 +488,7 @@ pub unsafe extern "C" fn cos_session_score(
             let state = session.score(slice(tokens, tokens_count, "tokens", "tokens_count")?)?;
             let tokens = &session.decoder().committed()[start..];
             let top_count = session.decoder().settings().alternatives.top;
-            write_struct(out_result, &told(struct_size, (tokens, session.scored(), top_count), state));
+            write_struct(out_result, &told(struct_size, tokens, (session.scored(), top_count), &[], state));
             Ok(())
         })
     }
@@ -505,15 +540,17 @@ pub unsafe extern "C" fn cos_step(session: *mut cos_session, out_result: *mut co
 /// What a step tells C; without a session, nothing.
 pub(super) fn step_result(struct_size: usize, session: Option<&Session>, state: State) -> cos_step_result {
     let Some(session) = session else {
-        return told(struct_size, (&[], &LogProbabilities::default(), 0), state);
+        return told(struct_size, &[], (&LogProbabilities::default(), 0), &[], state);
     };
     let top_count = session.decoder().settings().alternatives.top;
-    told(struct_size, (session.tokens(), session.log_probabilities(), top_count), state)
+    told(struct_size, session.tokens(), (session.log_probabilities(), top_count), session.origins(), state)
 }
 
 fn told(
     struct_size: usize,
-    (tokens, told, top_count): (&[i32], &LogProbabilities, usize),
+    tokens: &[i32],
+    (told, top_count): (&LogProbabilities, usize),
+    origins: &[Origin],
     state: State,
 ) -> cos_step_result {
     let finish = match state {
@@ -538,6 +575,7 @@ fn told(
         top_log_probabilities: optional(&told.of_top, any),
         top_count,
         model_log_probabilities: optional(&told.of_models, any),
+        origins: optional(origins, any).cast(),
     }
 }
 

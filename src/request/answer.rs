@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 
 use super::choice::{Choice, News};
 use super::terms::Endpoint;
-use crate::decode::decoder::LogProbabilities;
+use crate::decode::decoder::{LogProbabilities, Origin, OriginKind};
+use crate::engine::participant::Participant;
 use crate::text::{Text, TokenBytes};
 
 /// What all parts of an answer begin with.
@@ -58,6 +59,18 @@ struct AnswerChoice<'a> {
     finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<&'a [i32]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_origins: Option<Vec<TokenOrigin<'a>>>,
+}
+
+/// How a token came about.
+#[derive(Serialize)]
+struct TokenOrigin<'a> {
+    token: String,
+    /// They need not be whole characters.
+    bytes: Vec<u8>,
+    origin: &'static str,
+    model: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -85,8 +98,9 @@ pub struct Writer<'a> {
     pub text: Option<&'a Text>,
     pub log_probabilities: bool,
     pub top: usize,
-    pub models: usize,
+    pub models: &'a [Participant],
     pub token_ids: bool,
+    pub token_origins: bool,
 }
 
 impl Writer<'_> {
@@ -105,11 +119,18 @@ impl Writer<'_> {
     /// together wrongly.
     pub fn write_role(&self, head: &Head, index: usize, usage: Option<Option<Usage>>) -> String {
         let content = Content::Delta(Message { role: ROLE, content: "" });
-        let choice = AnswerChoice { index, content, logprobs: None, finish_reason: None, token_ids: None };
+        let choice = AnswerChoice {
+            index,
+            content,
+            logprobs: None,
+            finish_reason: None,
+            token_ids: None,
+            token_origins: None,
+        };
         serde_json::to_string(&Answer { head, choices: vec![choice], usage }).unwrap_or_default()
     }
 
-    fn choice<'a>(&self, index: usize, choice: &'a Choice) -> AnswerChoice<'a> {
+    fn choice<'a>(&'a self, index: usize, choice: &'a Choice) -> AnswerChoice<'a> {
         let news = &choice.news;
         let message = |role| Message { role, content: &news.text };
         AnswerChoice {
@@ -125,7 +146,23 @@ impl Writer<'_> {
             }),
             finish_reason: news.ending.map(|ending| ending.reason()),
             token_ids: self.token_ids.then_some(&news.tokens),
+            token_origins: self.token_origins.then(|| self.origins(news)),
         }
+    }
+
+    fn origins(&self, news: &News) -> Vec<TokenOrigin<'_>> {
+        let origin = |(token, origin): (&i32, &Origin)| {
+            let (token, bytes) = self.token(*token);
+            let model = usize::try_from(origin.participant).ok().map(|index| self.models[index].name());
+            let origin = match origin.kind {
+                OriginKind::Drawn => "drawn",
+                OriginKind::Accepted => "accepted",
+                OriginKind::Replaced => "replaced",
+                OriginKind::Forced => "forced",
+            };
+            TokenOrigin { token, bytes, origin, model }
+        };
+        news.tokens.iter().zip(&news.origins).map(origin).collect()
     }
 
     /// The characters of the tokens, as far as offsets are wanted.
@@ -138,7 +175,7 @@ impl Writer<'_> {
 
     /// Whether a choice has something to send in a stream: text is held back while it may become a stop string.
     pub fn says(&self, choice: &Choice) -> bool {
-        let tokens = self.log_probabilities || self.token_ids;
+        let tokens = self.log_probabilities || self.token_ids || self.token_origins;
         choice.is_new
             && (!choice.news.text.is_empty()
                 || choice.news.ending.is_some()
@@ -170,7 +207,8 @@ impl Writer<'_> {
             let mut entry = self.entry(token, value);
             let top = top(all, index, self.top).map(|(token, value)| self.entry(token, value).into());
             entry.insert("top_logprobs".into(), top.collect::<Vec<Value>>().into());
-            let models = all.of_models.iter().skip(index * self.models).take(self.models).map(|value| number(*value));
+            let count = self.models.len();
+            let models = all.of_models.iter().skip(index * count).take(count).map(|value| number(*value));
             let models: Vec<Value> = models.collect();
             if !models.is_empty() {
                 entry.insert("model_logprobs".into(), models.into());

@@ -144,6 +144,7 @@ pub struct Extension {
     pub dry_breakers: Option<Vec<i32>>,
     pub log_probabilities_before: Option<bool>,
     pub model_log_probabilities: Option<bool>,
+    pub token_origins: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::decode::decoder::{Finish, LogProbabilities};
+use crate::decode::decoder::{Finish, LogProbabilities, Origin};
 use crate::engine::session::{Session, State};
 use crate::error::{Error, Result};
 use crate::text::TextStream;
@@ -35,6 +35,8 @@ pub struct News {
     pub tokens: Vec<i32>,
     /// Theirs, as far as the request asked for them.
     pub log_probabilities: LogProbabilities,
+    /// How they came about.
+    pub origins: Vec<Origin>,
     /// Why the text has ended, if it has.
     pub ending: Option<Ending>,
 }
@@ -110,6 +112,7 @@ impl Choice {
         self.news.text.clear();
         self.news.tokens.clear();
         self.news.log_probabilities.clear();
+        self.news.origins.clear();
     }
 
     /// Take a step alone. So a session waits where one of many would come back without news.
@@ -133,9 +136,10 @@ impl Choice {
 
     fn add(&mut self, state: State) -> Result<State> {
         let Some(session) = &self.session else { return Ok(state) };
-        let News { text, tokens, log_probabilities, ending } = &mut self.news;
+        let News { text, tokens, log_probabilities, origins, ending } = &mut self.news;
         tokens.extend_from_slice(session.tokens());
         log_probabilities.append(session.log_probabilities());
+        origins.extend_from_slice(session.origins());
         self.decoded += session.tokens().len();
         *ending = match state {
             State::Ended(finish) => Some(Ending::Decoder(finish)),

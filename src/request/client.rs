@@ -51,6 +51,7 @@ pub struct ClientRequest {
     streams: bool,
     includes_usage: bool,
     token_ids: bool,
+    token_origins: bool,
     log_probabilities: bool,
     top: usize,
     /// The tokens of each prompt.
@@ -125,6 +126,7 @@ impl ClientRequest {
             streams,
             includes_usage: body.stream_options.include_usage == Some(true),
             token_ids: body.return_token_ids == Some(true),
+            token_origins: body.cos.token_origins == Some(true),
             log_probabilities: options.log_probabilities,
             top: options.alternatives.top,
             prompts: prompts.iter().map(Vec::len).collect(),
@@ -265,8 +267,9 @@ impl ClientRequest {
             text: self.engine.text().ok().map(|text| &**text),
             log_probabilities: self.log_probabilities,
             top: self.top,
-            models: self.engine.participants().len(),
+            models: self.engine.participants(),
             token_ids: self.token_ids,
+            token_origins: self.token_origins,
         }
     }
 

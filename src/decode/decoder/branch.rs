@@ -54,7 +54,7 @@ impl<C: Chance> Decoder<C> {
         let prompt_end = state.prompt_end();
         state.editor.iter_mut().for_each(|editor| editor.begin(prompt_end));
         state.finish = state.has_all(length).then_some(Finish::MaxTokens);
-        state.log_probabilities.clear();
+        state.tell_nothing();
         if let Some(observer) = &mut state.observer {
             observer.restart(length);
         }

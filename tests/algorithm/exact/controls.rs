@@ -282,20 +282,24 @@ impl Constraint for Follower {
     }
 }
 
+/// Follow the grammar.
+pub fn following(is_slow: bool) -> Controls {
+    let start = move || Box::new(Follower { is_slow, ..Follower::default() }) as Box<dyn Constraint>;
+    Controls { constraint: Some(Constraints::new(start)), ..Controls::default() }
+}
+
 #[test]
 fn constraints_are_exact() {
     for is_slow in [false, true] {
-        let start = move || Box::new(Follower { is_slow, ..Follower::default() }) as Box<dyn Constraint>;
-        let controls = Controls { constraint: Some(Constraints::new(start)), ..Controls::default() };
+        let controls = following(is_slow);
         check(&Controlled { controls, change: &constrain, exclude: None, weigh: None }, &FEW, &[], 4);
     }
 }
 
 #[test]
 fn all_controls_together_are_exact() {
-    let start = || Box::<Follower>::default() as Box<dyn Constraint>;
     let controls = Controls {
-        constraint: Some(Constraints::new(start)),
+        constraint: following(false).constraint,
         min_tokens: 2,
         ..Controls::default().with_penalties(1.25, 0.5, 0.25).unwrap().with_bias(&[2], &[0.5]).unwrap()
     };

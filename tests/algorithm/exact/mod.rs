@@ -9,6 +9,7 @@ mod controls;
 mod drafters;
 mod enumeration;
 mod failures;
+mod origins;
 mod sequences;
 mod shared;
 mod strategies;

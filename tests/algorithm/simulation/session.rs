@@ -30,6 +30,7 @@ pub fn sentinel() -> cos_step_result {
         top_log_probabilities: 32 as *const f32,
         top_count: 66,
         model_log_probabilities: 40 as *const f32,
+        origins: 48 as *const cos_origin,
     }
 }
 
@@ -39,7 +40,7 @@ pub fn is_untouched(result: &cos_step_result) -> bool {
         && (result.reserved, result.log_probabilities) == (sentinel.reserved, sentinel.log_probabilities)
         && (result.top_tokens, result.top_count) == (sentinel.top_tokens, sentinel.top_count)
         && result.top_log_probabilities == sentinel.top_log_probabilities
-        && result.model_log_probabilities == sentinel.model_log_probabilities
+        && (result.model_log_probabilities, result.origins) == (sentinel.model_log_probabilities, sentinel.origins)
 }
 
 pub fn finish_name(finish: i32) -> &'static str {
