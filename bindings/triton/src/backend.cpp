@@ -103,7 +103,8 @@ private:
                  tensor("index", "TYPE_INT32", {-1}), tensor("tokens_count", "TYPE_INT32", {-1}),
                  tensor("tokens", "TYPE_INT32", {-1}), tensor("log_probabilities", "TYPE_FP32", {-1}),
                  tensor("top_tokens", "TYPE_INT32", {-1, -1}),
-                 tensor("top_log_probabilities", "TYPE_FP32", {-1, -1}), tensor("usage", "TYPE_INT32", {2})});
+                 tensor("top_log_probabilities", "TYPE_FP32", {-1, -1}), tensor("usage", "TYPE_INT32", {2}),
+                 tensor("response", "TYPE_STRING", {1}), tensor("status", "TYPE_INT32", {1})});
         }
         if (!config_.contains("model_transaction_policy")) config_["model_transaction_policy"]["decoupled"] = true;
         // All instances share the models, so one for each GPU would gain nothing.

@@ -166,7 +166,24 @@ Json take(Json& read, const char* name) {
 
 }  // namespace
 
-Asked read_body(TRITONBACKEND_Request* request) {
+std::string endpoint_of(TRITONBACKEND_Request* request) {
+    std::uint32_t count = 0;
+    check(TRITONBACKEND_RequestParameterCount(request, &count));
+    for (std::uint32_t i = 0; i < count; i++) {
+        const char* name = nullptr;
+        TRITONSERVER_ParameterType type{};
+        const void* value = nullptr;
+        check(TRITONBACKEND_RequestParameter(request, i, &name, &type, &value));
+        if (name != std::string_view("endpoint")) continue;
+        const bool is_text = type == TRITONSERVER_PARAMETER_STRING;
+        const std::string endpoint = is_text ? static_cast<const char*>(value) : "";
+        if (endpoint == "chat" || endpoint == "completion") return endpoint;
+        throw wrong("endpoint is no endpoint; let it be \"chat\" or \"completion\"");
+    }
+    return "";
+}
+
+Asked read_body(TRITONBACKEND_Request* request, const std::string& endpoint) {
     Json read = Json::object();
     std::uint32_t count = 0;
     check(TRITONBACKEND_RequestInputCount(request, &count));
@@ -196,8 +213,8 @@ Asked read_body(TRITONBACKEND_Request* request) {
             throw wrong(member.key() + " is in the request and beside it; give it once");
         }
     }
-    asked.chat = asked.body.contains("messages");
-    if (asked.chat == asked.body.contains("prompt")) {
+    asked.chat = endpoint.empty() ? asked.body.contains("messages") : endpoint == "chat";
+    if (endpoint.empty() && asked.chat == asked.body.contains("prompt")) {
         throw wrong(asked.chat ? "there are several prompts; give one of text_input, tokens, messages and request"
                                : "there is no prompt; give text_input, tokens, messages or request");
     }

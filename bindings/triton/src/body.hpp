@@ -34,8 +34,11 @@ struct Asked {
     bool chat = false;
 };
 
-/// Reads the inputs and the parameters of a request. An error names the input.
-Asked read_body(TRITONBACKEND_Request* request);
+/// The parameter `endpoint` of a request, which has no input of this name. Empty if it is not given.
+std::string endpoint_of(TRITONBACKEND_Request* request);
+
+/// Reads the inputs and the other parameters of a request. An error names the input.
+Asked read_body(TRITONBACKEND_Request* request, const std::string& endpoint);
 
 }  // namespace triton
 

@@ -34,6 +34,7 @@ double seconds_since(std::uint64_t time) { return static_cast<double>(now() - ti
 
 Driver::Driver(cosrt::Engine engine, const std::string& model, const std::string& version, const Limits& limits)
     : engine_(std::move(engine)),
+      model_(model),
       limits_(limits),
       metrics_(model, version),
       sequences_(limits.sequence_idle_seconds),
@@ -55,7 +56,9 @@ void Driver::take(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* 
     try {
         exchange = std::make_unique<Exchange>(instance, request);
         exchanges = true;
-        Asked asked = read_body(request);
+        const std::string endpoint = endpoint_of(request);
+        exchange->names_endpoint = !endpoint.empty();
+        Asked asked = read_body(request, endpoint);
         if (!limits_.streams && asked.body.value("stream", Json()) == true) {
             throw wrong("stream is set, but the model is not decoupled; set that in its model_transaction_policy");
         }
@@ -68,6 +71,7 @@ void Driver::take(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* 
         turn = sequences_.begin(request, asked, engine_);
         cosrt::RequestOptions terms;
         terms.endpoint = asked.chat ? cosrt::Endpoint::chat : cosrt::Endpoint::completion;
+        if (exchange->names_endpoint) terms.model = model_;
         terms.max_choices = static_cast<std::uint32_t>(limits_.max_sessions);
         terms.max_prompt_tokens = limits_.max_prompt_tokens, terms.max_tokens = limits_.max_tokens;
         auto decoded = cosrt::Request::start(engine_, text_of(asked.body), terms).value();
@@ -239,6 +243,7 @@ void Driver::respond(Job& job, const cosrt::RequestStatus& status) {
     const std::int32_t usage[] = {static_cast<std::int32_t>(status.prompt_tokens),
                                   static_cast<std::int32_t>(status.completion_tokens)};
     exchange.add("usage", TRITONSERVER_TYPE_INT32, usage, {2});
+    if (exchange.names_endpoint) exchange.add_answer(200, job.request.answer().value());
     // The client may send its next turn as soon as it has this answer.
     if (!status.open()) sequences_.end(job.turn, true, &engine_);
     exchange.send(!status.open());

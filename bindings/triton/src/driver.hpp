@@ -61,6 +61,7 @@ private:
     void end(Job& job);
 
     cosrt::Engine engine_;
+    const std::string model_;
     const Limits limits_;
     Metrics metrics_;
     Sequences sequences_;

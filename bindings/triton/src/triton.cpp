@@ -4,7 +4,30 @@
 
 #include <chrono>
 
+#include "json.hpp"
+
 namespace triton {
+
+std::int32_t Failure::status() const noexcept {
+    if (status_) return status_;
+    switch (code_) {
+        case TRITONSERVER_ERROR_INVALID_ARG:
+        case TRITONSERVER_ERROR_UNSUPPORTED: return 400;
+        case TRITONSERVER_ERROR_NOT_FOUND: return 404;
+        case TRITONSERVER_ERROR_UNAVAILABLE: return 429;
+        default: return 500;
+    }
+}
+
+std::string Failure::json() const {
+    if (!json_.empty()) return json_;
+    using Json = nlohmann::ordered_json;
+    const bool full = status() == 429;
+    const char* const type = full ? "rate_limit_error" : status() < 500 ? "invalid_request_error" : "server_error";
+    const Json code = full ? Json("rate_limit_exceeded") : Json();
+    const Json error{{"message", what()}, {"type", type}, {"param", nullptr}, {"code", code}};
+    return Json{{"error", error}}.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
 
 std::uint64_t now() noexcept {
     const auto time = std::chrono::steady_clock::now().time_since_epoch();
@@ -46,9 +69,14 @@ void Exchange::add(const char* name, const std::vector<std::string>& texts) {
     add_bytes(name, TRITONSERVER_TYPE_BYTES, bytes.data(), bytes.size(), {static_cast<std::int64_t>(texts.size())});
 }
 
+void Exchange::add_answer(std::int32_t status, std::string_view text) {
+    add("response", {std::string(text)});
+    add("status", TRITONSERVER_TYPE_INT32, &status, {1});
+}
+
 void Exchange::add_bytes(const char* name, TRITONSERVER_DataType type, const void* values, std::size_t bytes,
                          const std::vector<std::int64_t>& shape) {
-    if (!wanted_.empty() && !wanted_.count(name)) return;
+    if (!wants(name)) return;
     TRITONBACKEND_Output* output = nullptr;
     check(TRITONBACKEND_ResponseOutput(response_, &output, name, type, shape.data(),
                                        static_cast<std::uint32_t>(shape.size())));
@@ -70,13 +98,18 @@ void Exchange::send(bool last) {
 void Exchange::fail(const Failure& failure) noexcept {
     if (ended_) return;
     if (response_) ignore(TRITONBACKEND_ResponseDelete(std::exchange(response_, nullptr)));
-    TRITONSERVER_Error* error = error_of(failure);
-    TRITONBACKEND_Response* response = nullptr;
-    TRITONSERVER_Error* none = factory_ ? TRITONBACKEND_ResponseNewFromFactory(&response, factory_) : nullptr;
+    TRITONSERVER_Error* error = nullptr;
+    try {
+        begin();
+        if (!names_endpoint || !wants("response")) throw failure;
+        add_answer(failure.status(), failure.json());
+    } catch (...) {
+        error = error_of(current_failure());
+    }
+    TRITONBACKEND_Response* const response = std::exchange(response_, nullptr);
     if (response) ignore(TRITONBACKEND_ResponseSend(response, TRITONSERVER_RESPONSE_COMPLETE_FINAL, error));
-    else if (factory_) ignore(TRITONBACKEND_ResponseFactorySendFlags(factory_, TRITONSERVER_RESPONSE_COMPLETE_FINAL));
-    ignore(none);
-    TRITONSERVER_ErrorDelete(error);
+    else ignore(TRITONBACKEND_ResponseFactorySendFlags(factory_, TRITONSERVER_RESPONSE_COMPLETE_FINAL));
+    ignore(error);
     end(false);
 }
 

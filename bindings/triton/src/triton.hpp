@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "cos.hpp"
@@ -21,10 +22,18 @@ namespace triton {
 class Failure : public std::runtime_error {
 public:
     Failure(TRITONSERVER_Error_Code code, const std::string& message) : std::runtime_error(message), code_(code) {}
+    /// An error whose answer the library knows.
+    Failure(TRITONSERVER_Error_Code code, const cosrt::Error& error)
+        : std::runtime_error(error.message), code_(code), status_(error.status), json_(error.json) {}
     TRITONSERVER_Error_Code code() const noexcept { return code_; }
+    /// The status and the body with which a server of OpenAI's protocol answers.
+    std::int32_t status() const noexcept;
+    std::string json() const;
 
 private:
     TRITONSERVER_Error_Code code_;
+    std::int32_t status_ = 0;
+    std::string json_;
 };
 
 inline Failure wrong(const std::string& message) { return Failure(TRITONSERVER_ERROR_INVALID_ARG, message); }
@@ -67,7 +76,7 @@ inline Failure current_failure() {
     } catch (const Failure& failure) {
         return failure;
     } catch (const cosrt::Exception& error) {
-        return Failure(code_of(error.code()), error.what());
+        return Failure(code_of(error.code()), error.error());
     } catch (const std::exception& error) {
         return Failure(TRITONSERVER_ERROR_INTERNAL, error.what());
     } catch (...) {
@@ -113,17 +122,22 @@ public:
         add_bytes(name, type, values, count * sizeof(T), shape);
     }
     void add(const char* name, const std::vector<std::string>& texts);
+    /// Adds what a server of OpenAI's protocol sends.
+    void add_answer(std::int32_t status, std::string_view text);
     /// Sends the response; the last one ends the exchange.
     void send(bool last);
     /// Ends the exchange with an error, unless it has ended. Never throws.
     void fail(const Failure& failure) noexcept;
 
+    /// Whether the request names an endpoint of OpenAI's protocol. The error of such a request is an answer.
+    bool names_endpoint = false;
     /// When it began, when decoding began and ended; for Triton's statistics.
     std::uint64_t began, decoding = 0, decoded = 0;
 
 private:
     void add_bytes(const char* name, TRITONSERVER_DataType type, const void* values, std::size_t bytes,
                    const std::vector<std::int64_t>& shape);
+    bool wants(const char* output) const { return wanted_.empty() || wanted_.count(output); }
     void end(bool success) noexcept;
 
     TRITONBACKEND_ModelInstance* instance_;

@@ -163,6 +163,64 @@ def options(triton, library):
     client.close()
 
 
+def ask_openai(triton, endpoint, body, model="demo"):
+    """A body as a server of OpenAI's protocol gets it: the status, and all that it would send."""
+    client, results = grpc.InferenceServerClient(f"127.0.0.1:{triton.grpc}"), queue.Queue()
+    client.start_stream(lambda result, error: results.put((result, error)))
+    text = body if isinstance(body, str) else json.dumps(body)
+    outputs = [grpc.InferRequestedOutput(name) for name in ("response", "status")]
+    client.async_stream_infer(model, tensors(grpc, request=text), outputs=outputs,
+                              parameters={"endpoint": endpoint}, enable_empty_final_response=True)
+    sent, final = "", False
+    while not final:
+        result, error = results.get(timeout=120)
+        expect(error is None, f"an error beside the response: {error}")
+        status = int(result.as_numpy("status")[0])
+        equal([output.name for output in result.get_response().outputs], ["response", "status"], "outputs")
+        sent += texts(result, "response")[0]
+        final = result.get_response().parameters["triton_final_response"].bool_param
+    client.stop_stream()
+    client.close()
+    return status, sent
+
+
+def openai(triton, library):
+    """The output `response` is what a server of OpenAI's protocol sends, errors too."""
+    chat = {"model": "demo", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 12, "temperature": 0}
+    completion = {"model": "demo", "prompt": PROMPT, "n": 2, "max_tokens": 12, "temperature": 0, "logprobs": 1}
+    def without_id(answer):
+        return {name: value for name, value in answer.items() if name not in ("id", "created")}
+
+    for endpoint, body in (("chat", chat), ("completion", completion)):
+        status, text = ask_openai(triton, endpoint, body)
+        equal((status, without_id(json.loads(text))), (200, without_id(library.answer(**body))), endpoint)
+        status, text = ask_openai(triton, endpoint, {**body, "stream": True, "stream_options": {"include_usage": True}})
+        events = text.split("\n\n")
+        equal((status, events[-2:]), (200, ["data: [DONE]", ""]), f"the end of a stream, {endpoint}")
+        events = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+        equal(events[-1]["usage"], json.loads(ask_openai(triton, endpoint, body)[1])["usage"], "usage")
+        for choice in library.answer(**body)["choices"]:
+            own = [event["choices"][0] for event in events[:-1] if event["choices"][0]["index"] == choice["index"]]
+            pieces = [each["delta"]["content"] if endpoint == "chat" else each["text"] for each in own]
+            whole = choice["message"]["content"] if endpoint == "chat" else choice["text"]
+            equal(("".join(pieces), own[-1]["finish_reason"]), (whole, choice["finish_reason"]), f"events, {endpoint}")
+    for endpoint, body, status, code, says in (
+            ("chat", {**chat, "temperature": -1}, 400, None, "temperature is -1"),
+            ("chat", {**chat, "model": "other"}, 404, "model_not_found", "there is no model"),
+            ("chat", {"messages": chat["messages"]}, 400, None, "model is missing"),
+            ("chat", completion, 400, None, "messages"), ("completion", chat, 400, None, "prompt"),
+            ("completion", {**completion, "prompt": [300] * 5000}, 400, "context_length_exceeded", "context"),
+            ("completion", '{"model": ', 400, None, "request is not JSON"), ("completion", "", 400, None, "not JSON")):
+        got, text = ask_openai(triton, endpoint, body)
+        error = json.loads(text)["error"]
+        equal((got, error["type"], error["code"]), (status, "invalid_request_error", code), f"{body}")
+        expect(says in error["message"] and set(error) == {"message", "type", "param", "code"}, text)
+    status, answer = triton.generate("demo", request=json.dumps(chat), endpoint="other")
+    expect(status == 400 and "endpoint is no endpoint" in answer["error"], f"a wrong endpoint: {status} {answer}")
+    answer = triton.generate("demo", request=json.dumps(chat))[1]
+    expect("response" not in answer and "text_output" in answer, f"without an endpoint: {list(answer)}")
+
+
 def bad_inputs(triton, library):
     """A wrong request gets an error, with the final flag in a stream, and the server lives on."""
     for values, says in (({}, "there is no prompt"), ({"text_input": "a", "tokens": [1]}, "several prompts"),
@@ -405,6 +463,8 @@ def limits(triton, library):
         expect(time.monotonic() < until, "no request waits")
         time.sleep(0.05)
     equal(triton.metrics("small")["cos_requests_running"], 2, "cos_requests_running")
+    status, text = ask_openai(triton, "completion", {"model": "small", "prompt": "a"}, model="small")
+    equal((status, json.loads(text)["error"]["type"]), (429, "rate_limit_error"), "behind the end of the line")
     streams[3].ask("small", {"text_input": "a"})
     try:
         next(streams[3].responses())
@@ -455,8 +515,8 @@ def drain(triton, library):
 
 
 def main():
-    checks = (configuration, answers, plain, options, bad_inputs, at_once, cancels, sequences, statistics, limits,
-              wrong_models, loading, drain)
+    checks = (configuration, answers, plain, options, openai, bad_inputs, at_once, cancels, sequences, statistics,
+              limits, wrong_models, loading, drain)
     plain_model = {"config": "model_transaction_policy { decoupled: false }"}
     triton, library = Triton(demo={}, plain=plain_model), Library()
     failed = 0
