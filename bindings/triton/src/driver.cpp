@@ -8,16 +8,6 @@ namespace triton {
 
 namespace {
 
-const char* reason_of(cosrt::Finish finish) {
-    using cosrt::Finish;
-    switch (finish) {
-        case Finish::none: return "";
-        case Finish::max_tokens:
-        case Finish::context_full: return "length";
-        default: return "stop";
-    }
-}
-
 Failure cancelled() { return Failure(TRITONSERVER_ERROR_CANCELLED, "the client cancelled the request"); }
 
 std::string text_of(const Json& body) {
@@ -28,8 +18,6 @@ std::string text_of(const Json& body) {
     }
 }
 
-double seconds_since(std::uint64_t time) { return static_cast<double>(now() - time) * 1e-9; }
-
 }  // namespace
 
 Driver::Driver(cosrt::Engine engine, const std::string& model, const std::string& version, const Limits& limits)
@@ -38,6 +26,12 @@ Driver::Driver(cosrt::Engine engine, const std::string& model, const std::string
       limits_(limits),
       metrics_(model, version),
       sequences_(limits.sequence_idle_seconds),
+      sender_(metrics_, [this](Job& job) {
+          const std::lock_guard lock(mutex_);
+          queued_--;
+          held_.erase(std::find(held_.begin(), held_.end(), job.exchange->instance()));
+          changed_.notify_all();
+      }),
       thread_([this] { run(); }) {}
 
 Driver::~Driver() {
@@ -75,13 +69,11 @@ void Driver::take(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* 
         terms.max_choices = static_cast<std::uint32_t>(limits_.max_sessions);
         terms.max_prompt_tokens = limits_.max_prompt_tokens, terms.max_tokens = limits_.max_tokens;
         auto decoded = cosrt::Request::start(engine_, text_of(asked.body), terms).value();
-        const std::size_t choices = decoded.choices();
-        Job job{nullptr, std::move(decoded), std::move(turn), choices, now()};
-        auto owner = std::make_unique<Job>(std::move(job));
-        owner->exchange = std::move(exchange);
+        const auto job = std::make_shared<Job>(std::move(decoded), std::move(turn));
         const std::lock_guard lock(mutex_);
         held_.push_back(instance);
-        arrived_.push_back(std::move(owner));
+        arrived_.push_back(job);
+        job->exchange = std::move(exchange);
         queued_++;
     } catch (...) {
         const Failure failure = current_failure();
@@ -115,7 +107,7 @@ void Driver::run() {
             drop_cancelled(waiting_);
             admit();
             for (const auto& job : running_)
-                if (job->exchange->cancelled()) static_cast<void>(job->request.cancel());
+                if (job->broken || job->exchange->cancelled()) static_cast<void>(job->request.cancel());
             if (!running_.empty()) pass();
             // Often enough for whoever reads metrics, and seldom enough to cost nothing.
             if (running_.empty() || now() - counted > 50000000) {
@@ -127,7 +119,7 @@ void Driver::run() {
             const Failure failure = current_failure();
             log(TRITONSERVER_LOG_ERROR, std::string("the driver goes on behind an error: ") + failure.what());
             for (Jobs* jobs : {&waiting_, &running_}) {
-                for (const auto& job : *jobs) job->exchange->fail(failure), end(*job);
+                for (const auto& job : *jobs) fail(job, failure);
                 jobs->clear();
             }
             decoding_ = 0;
@@ -141,9 +133,7 @@ void Driver::drop_cancelled(Jobs& jobs) {
             ++it;
             continue;
         }
-        sequences_.end((*it)->turn, false);
-        (*it)->exchange->fail(cancelled());
-        end(**it);
+        fail(*it, cancelled());
         it = jobs.erase(it);
     }
 }
@@ -168,7 +158,7 @@ void Driver::pass() {
                                                             begin, done, done));
     auto status = statuses.begin();
     for (auto it = running_.begin(); it != running_.end(); ++status) {
-        if (!tell(**it, *status)) {
+        if (!tell(*it, *status)) {
             ++it;
             continue;
         }
@@ -177,86 +167,55 @@ void Driver::pass() {
     }
 }
 
-bool Driver::tell(Job& job, const cosrt::Result<cosrt::RequestStatus>& status) {
+bool Driver::tell(const std::shared_ptr<Job>& job, const cosrt::Result<cosrt::RequestStatus>& status) {
     try {
         const cosrt::RequestStatus& told = status.value();
         if (told.state == cosrt::RequestState::cancelled) throw cancelled();
-        if (!told.open()) job.exchange->decoded = now();
-        if (told.streams || !told.open()) respond(job, told);
-        if (told.open()) return false;
+        if (told.open()) {
+            if (told.streams) collect(*job, told);
+            if (told.streams && news_.any()) sender_.tell(job, news_);
+            return false;
+        }
+        job->exchange->decoded = now();
+        collect(*job, told);
+        // The client may send its next turn as soon as it has the last response.
+        sequences_.end(job->turn, true, &engine_);
+        sender_.close(job, news_);
     } catch (...) {
-        sequences_.end(job.turn, false);
-        job.exchange->fail(current_failure());
+        fail(job, current_failure());
     }
-    end(job);
     return true;
 }
 
-void Driver::respond(Job& job, const cosrt::RequestStatus& status) {
-    std::vector<std::string> texts, reasons;
-    std::vector<std::int32_t> indices, counts, tokens, top_tokens;
-    std::vector<float> values, top_values;
-    std::size_t top = 0;
+void Driver::collect(Job& job, const cosrt::RequestStatus& status) {
+    news_.choices.resize(job.choices);
+    news_.clear();
     for (std::size_t i = 0; i < job.choices; i++) {
         const cosrt::ChoiceNews news = job.request.choice(i).value();
-        if (news.text.empty() && news.tokens.empty() && news.finish == cosrt::Finish::none) continue;
-        indices.push_back(static_cast<std::int32_t>(i));
-        counts.push_back(static_cast<std::int32_t>(news.tokens.size()));
-        texts.emplace_back(news.text);
-        reasons.emplace_back(reason_of(news.finish));
-        tokens.insert(tokens.end(), news.tokens.begin(), news.tokens.end());
-        values.insert(values.end(), news.log_probabilities.begin(), news.log_probabilities.end());
+        Told& told = news_.choices[i];
+        told.text = news.text, told.finish = news.finish;
+        told.tokens.assign(news.tokens.begin(), news.tokens.end());
+        told.log_probabilities.assign(news.log_probabilities.begin(), news.log_probabilities.end());
         for (std::size_t row = 0; row < news.top_tokens.size(); row++) {
-            const auto alternatives = news.top_tokens[row];
-            const auto of_them = news.top_log_probabilities[row];
-            top = alternatives.size();
-            top_tokens.insert(top_tokens.end(), alternatives.begin(), alternatives.end());
-            top_values.insert(top_values.end(), of_them.begin(), of_them.end());
+            const auto tokens = news.top_tokens[row];
+            const auto values = news.top_log_probabilities[row];
+            told.top_tokens.insert(told.top_tokens.end(), tokens.begin(), tokens.end());
+            told.top_log_probabilities.insert(told.top_log_probabilities.end(), values.begin(), values.end());
+            news_.top = tokens.size();
         }
     }
-    if (indices.empty() && status.open()) return;
-    if (!job.turn.id.empty() && !texts.empty()) {
-        job.turn.text += texts[0];
-        job.turn.answered.insert(job.turn.answered.end(), tokens.begin(), tokens.end());
-        job.turn.finish = job.request.choice(0).value().finish;
-    }
-    if (!tokens.empty()) {
-        if (!job.told) metrics_.first_token(seconds_since(job.arrived));
-        else metrics_.between_tokens(seconds_since(job.told));
-        job.told = now();
-    }
-    Exchange& exchange = *job.exchange;
-    const auto length = [](const auto& list) { return static_cast<std::int64_t>(list.size()); };
-    exchange.begin();
-    exchange.add("text_output", texts);
-    exchange.add("finish_reason", reasons);
-    exchange.add("index", TRITONSERVER_TYPE_INT32, indices.data(), {length(indices)});
-    exchange.add("tokens_count", TRITONSERVER_TYPE_INT32, counts.data(), {length(counts)});
-    exchange.add("tokens", TRITONSERVER_TYPE_INT32, tokens.data(), {length(tokens)});
-    if (!values.empty()) exchange.add("log_probabilities", TRITONSERVER_TYPE_FP32, values.data(), {length(values)});
-    if (top) {
-        const std::vector<std::int64_t> shape{length(top_tokens) / static_cast<std::int64_t>(top),
-                                              static_cast<std::int64_t>(top)};
-        exchange.add("top_tokens", TRITONSERVER_TYPE_INT32, top_tokens.data(), shape);
-        exchange.add("top_log_probabilities", TRITONSERVER_TYPE_FP32, top_values.data(), shape);
-    }
-    const std::int32_t usage[] = {static_cast<std::int32_t>(status.prompt_tokens),
-                                  static_cast<std::int32_t>(status.completion_tokens)};
-    exchange.add("usage", TRITONSERVER_TYPE_INT32, usage, {2});
-    if (exchange.names_endpoint) exchange.add_answer(200, job.request.answer().value());
-    // The client may send its next turn as soon as it has this answer.
-    if (!status.open()) sequences_.end(job.turn, true, &engine_);
-    exchange.send(!status.open());
+    if (job.exchange->names_endpoint) news_.answer = job.request.answer().value();
+    news_.usage[0] = static_cast<std::int32_t>(status.prompt_tokens);
+    news_.usage[1] = static_cast<std::int32_t>(status.completion_tokens);
+    if (job.turn.id.empty()) return;
+    const Told& told = news_.choices[0];
+    job.turn.text += told.text, job.turn.finish = told.finish;
+    job.turn.answered.insert(job.turn.answered.end(), told.tokens.begin(), told.tokens.end());
 }
 
-/// A request has ended, and its last response was sent. Only the first end counts.
-void Driver::end(Job& job) {
-    if (std::exchange(job.ended, true)) return;
-    sequences_.end(job.turn, false);  // unless the turn was answered
-    const std::lock_guard lock(mutex_);
-    queued_--;
-    held_.erase(std::find(held_.begin(), held_.end(), job.exchange->instance()));
-    changed_.notify_all();
+void Driver::fail(const std::shared_ptr<Job>& job, const Failure& failure) {
+    sequences_.end(job->turn, false);
+    sender_.fail(job, failure);
 }
 
 }  // namespace triton

@@ -13,6 +13,7 @@
 
 #include "body.hpp"
 #include "metrics.hpp"
+#include "sender.hpp"
 #include "sequences.hpp"
 #include "triton.hpp"
 
@@ -28,7 +29,7 @@ struct Limits {
     double sequence_idle_seconds = 600;    ///< After which a sequence of turns is forgotten.
 };
 
-/// Decodes requests in common passes on a thread of its own, and sends their responses.
+/// Decodes requests in common passes on a thread of its own. Another one sends the responses.
 class Driver {
 public:
     Driver(cosrt::Engine engine, const std::string& model, const std::string& version, const Limits& limits);
@@ -41,24 +42,18 @@ public:
     void drain(const TRITONBACKEND_ModelInstance* instance);
 
 private:
-    struct Job {
-        std::unique_ptr<Exchange> exchange;
-        cosrt::Request request;
-        Turn turn;
-        std::size_t choices;
-        std::uint64_t arrived, told = 0;
-        bool ended = false;
-    };
-    using Jobs = std::list<std::unique_ptr<Job>>;
+    using Jobs = std::list<std::shared_ptr<Job>>;
 
     void run();
     void admit();
     void drop_cancelled(Jobs& jobs);
     void pass();
-    /// Sends what a step has brought. Returns whether the request has ended.
-    bool tell(Job& job, const cosrt::Result<cosrt::RequestStatus>& status);
-    void respond(Job& job, const cosrt::RequestStatus& status);
-    void end(Job& job);
+    /// Passes on what a step has brought. Returns whether the request has ended.
+    bool tell(const std::shared_ptr<Job>& job, const cosrt::Result<cosrt::RequestStatus>& status);
+    /// Reads what a step has brought.
+    void collect(Job& job, const cosrt::RequestStatus& status);
+    /// Ends a request that was not answered.
+    void fail(const std::shared_ptr<Job>& job, const Failure& failure);
 
     cosrt::Engine engine_;
     const std::string model_;
@@ -73,8 +68,10 @@ private:
     bool stops_ = false;
     std::size_t queued_ = 0;
 
-    Jobs waiting_, running_;  // of the thread alone
+    Jobs waiting_, running_;  // of the thread alone, like the next two
     std::size_t decoding_ = 0;
+    News news_;
+    Sender sender_;
     std::thread thread_;  // the last member: it uses all others
 };
 
