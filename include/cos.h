@@ -825,8 +825,8 @@ typedef struct cos_step_result {
    */
   const float *model_log_probabilities;
   /**
-   * How each token came about: `tokens_count` values, owned and valid as `tokens`. NULL without tokens, and for tokens
-   * that were scored.
+   * How each token came about: `tokens_count` values, owned and valid as `tokens`. NULL without tokens, and for
+   * tokens that were scored.
    */
   const struct cos_origin *origins;
 } cos_step_result;

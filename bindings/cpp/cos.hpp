@@ -42,37 +42,9 @@
 #include "cos.h"
 #include "cos_options.hpp"
 #include "cos_result.hpp"
+#include "cos_step.hpp"
 
 namespace cosrt {
-
-/// Why a sequence is finished.
-enum class Finish : std::int32_t {
-    none = COS_FINISH_NONE,                  ///< It is not: the sequence goes on.
-    stop = COS_FINISH_STOP,                  ///< A stop token was committed. It is the last token.
-    max_tokens = COS_FINISH_MAX_TOKENS,      ///< max_tokens tokens were generated since the last prompt.
-    context_full = COS_FINISH_CONTEXT_FULL,  ///< The context has no room for another token.
-    cancelled = COS_FINISH_CANCELLED,        ///< cancel() stopped the step.
-    complete = COS_FINISH_COMPLETE,          ///< The constraint is complete: no token may follow.
-    stop_string = COS_FINISH_STOP_STRING,    ///< A stop string ended the text of a Request.
-};
-
-/// The result of a step. The session owns the spans, which are valid until its next call.
-struct Step {
-    Span<const Token> tokens;  ///< The tokens that the step committed: at least one, unless the sequence is finished.
-    Finish finish = Finish::none;
-    /// Natural logarithm of each token's probability under the combined distribution. Empty if the options are without
-    /// it.
-    Span<const float> log_probabilities;
-    /// For each token, the most probable tokens, best first, as many as options.top_log_probabilities says. Where fewer
-    /// are possible, the rest is -1. Empty without that option.
-    Table<Token> top_tokens;
-    Table<float> top_log_probabilities;  ///< Those of top_tokens; minus infinity for the rest.
-    /// For each token, its log-probability under each model, in the order of the configuration. NaN for look-ups, and
-    /// for models of weight 0 that have not scored it. Empty without options.model_log_probabilities.
-    Table<float> model_log_probabilities;
-
-    bool finished() const noexcept { return finish != Finish::none; }
-};
 
 /// Counts and times of a session, or of all sessions of an engine. cos_stats in cos.h says more.
 struct Stats {
@@ -266,7 +238,8 @@ struct SessionState {
                     {result.log_probabilities, result.log_probabilities ? count : 0},
                     {result.top_tokens, count, result.top_count},
                     {result.top_log_probabilities, count, result.top_count},
-                    {result.model_log_probabilities, count, state ? state->models : 0}};
+                    {result.model_log_probabilities, count, state ? state->models : 0},
+                    {result.origins, count}};
     }
 };
 

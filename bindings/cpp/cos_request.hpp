@@ -53,10 +53,11 @@ struct ChoiceNews {
     std::string_view text;      ///< It ends before a stop string, and may lag behind the tokens.
     Span<const Token> tokens;   ///< With those of a stop string or a stop token.
     Finish finish = Finish::none;
-    Span<const float> log_probabilities;  ///< As in Step, as are the tables, as far as the body asks for them.
+    Span<const float> log_probabilities;  ///< As in Step, as are the others, as far as the body asks for them.
     Table<Token> top_tokens;
     Table<float> top_log_probabilities;
     Table<float> model_log_probabilities;
+    Origins origins;
 };
 
 /// A request of OpenAI's protocol: what a body asks for, and the answer. One thread at a time may use it; cancel() and
@@ -121,7 +122,8 @@ public:
                           {news.log_probabilities, news.log_probabilities ? count : 0},
                           {news.top_tokens, count, news.top_count},
                           {news.top_log_probabilities, count, news.top_count},
-                          {news.model_log_probabilities, count, models_}};
+                          {news.model_log_probabilities, count, models_},
+                          {news.origins, count}};
     }
 
     /// Let the running or the next step end the request. May be called from any thread. Errors: invalid_argument.

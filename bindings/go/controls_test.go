@@ -237,6 +237,41 @@ func TestBiasPenaltiesAndBans(t *testing.T) {
 	}
 }
 
+func TestOrigins(t *testing.T) {
+	engine := newEngine(t, tiny)
+	options := cos.Options{Strategy: cos.StrategyCos, Temperature: 1, Seed: 3, MaxTokens: 40, StopTokens: []int32{}}
+	session := newSession(t, engine, options)
+	if err := session.Prompt([]int32{1, 2, 3}); err != nil {
+		t.Fatal(err)
+	}
+	counts := map[cos.OriginKind]uint64{}
+	for step, err := range session.Steps(t.Context()) {
+		if err != nil || len(step.Origins) != len(step.Tokens) {
+			t.Fatalf("%+v %v", step, err)
+		}
+		for _, origin := range step.Origins {
+			counts[origin.Kind]++
+			if origin.Kind != cos.OriginDrawn && origin.Model != 0 && origin.Model != 1 {
+				t.Errorf("%v", origin)
+			}
+		}
+	}
+	stats, err := session.Stats()
+	accepted, replaced := counts[cos.OriginAccepted], counts[cos.OriginReplaced]
+	if err != nil || accepted == 0 || accepted != stats.Accepted || accepted+replaced != stats.Tested {
+		t.Errorf("%v %+v %v", counts, stats, err)
+	}
+	constrained := newSession(t, engine, cos.Options{Constrain: counting(4)})
+	if err := constrained.Prompt([]int32{1, 2, 3}); err != nil {
+		t.Fatal(err)
+	}
+	forced := cos.Origin{Kind: cos.OriginForced, Model: -1}
+	if step, err := constrained.Step(t.Context()); err != nil || step.Origins[0] != forced ||
+		forced.Kind.String() != "forced" {
+		t.Errorf("%+v %v", step, err)
+	}
+}
+
 func TestAlternatives(t *testing.T) {
 	engine := newEngine(t, tiny)
 	options := cos.Options{MaxTokens: 8, StopTokens: []int32{}, LogProbabilities: true, TopLogProbabilities: 3,

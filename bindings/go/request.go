@@ -239,6 +239,7 @@ func (r *Request) Choice(index int) (ChoiceNews, error) {
 			top_log_probabilities:   r.news.top_log_probabilities,
 			top_count:               r.news.top_count,
 			model_log_probabilities: r.news.model_log_probabilities,
+			origins:                 r.news.origins,
 		}, r.models)
 	}
 	if bytes := r.news.text_bytes; bytes > 0 {

@@ -82,6 +82,45 @@ type Step struct {
 	// For each token, its log-probability under each model, in the order of the configuration. NaN for look-ups, and
 	// for models of weight 0 that have not scored it. Nil if Options did not ask for them.
 	ModelLogProbabilities [][]float32
+	// How each token came about. Nil without tokens, and for tokens that were scored.
+	Origins []Origin
+}
+
+// Origin is how a token came about.
+type Origin struct {
+	Kind OriginKind
+	// The index of the model or look-up that proposed the token, or the token that was replaced. Of a token that was
+	// drawn from the distribution of one model, as with routed targets, that model. Otherwise -1.
+	Model int
+}
+
+// OriginKind is the way in which a token came about.
+type OriginKind int32
+
+const (
+	// Drawn from the target distribution, where nothing was proposed.
+	OriginDrawn OriginKind = C.COS_ORIGIN_DRAWN
+	// Proposed, and accepted.
+	OriginAccepted OriginKind = C.COS_ORIGIN_ACCEPTED
+	// Drawn in place of a proposal that was rejected.
+	OriginReplaced OriginKind = C.COS_ORIGIN_REPLACED
+	// The only token that the constraint allowed.
+	OriginForced OriginKind = C.COS_ORIGIN_FORCED
+)
+
+// String is the name of the way, as in the answers of a [Request].
+func (k OriginKind) String() string {
+	switch k {
+	case OriginDrawn:
+		return "drawn"
+	case OriginAccepted:
+		return "accepted"
+	case OriginReplaced:
+		return "replaced"
+	case OriginForced:
+		return "forced"
+	}
+	return fmt.Sprintf("OriginKind(%d)", int32(k))
 }
 
 // Alternative is a token that might have come instead of another one, or that token itself.
@@ -356,6 +395,12 @@ func readStep(result *C.cos_step_result, models int) Step {
 		if values := result.model_log_probabilities; values != nil {
 			all := slices.Clone(unsafe.Slice((*float32)(values), int(count)*models))
 			step.ModelLogProbabilities = slices.Collect(slices.Chunk(all, models))
+		}
+		if result.origins != nil {
+			step.Origins = make([]Origin, count)
+			for i, origin := range unsafe.Slice(result.origins, count) {
+				step.Origins[i] = Origin{OriginKind(origin.kind), int(origin.model)}
+			}
 		}
 	}
 	return step

@@ -1,11 +1,10 @@
 //! Many sessions of the C interface, driven by one thread.
 
 use std::borrow::Borrow;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::error::cos_error;
-use super::session::{Taken, cos_session, cos_step_result, freed, step_result, usable};
+use super::exclusive::Taken;
+use super::session::{cos_session, cos_step_result, step_result};
 use super::{VersionedStruct, check_out, guard, slice, struct_size, write_struct};
 use crate::engine::many::step_many;
 use crate::engine::session::{Session, State};
@@ -74,32 +73,6 @@ impl<T: VersionedStruct> Outputs<T> {
     }
 }
 
-/// Take a session for this call. `held` are those before it.
-///
-/// # Safety
-/// `session` is NULL or a session that was not freed.
-unsafe fn take(session: *mut cos_session, index: usize, held: &[Taken]) -> Result<Taken> {
-    if session.is_null() {
-        return Err(Error::InvalidArgument(format!("sessions[{index}] is NULL")));
-    }
-    // SAFETY: promised by the caller.
-    let session = unsafe { usable(session) }?;
-    let Some(guard) = session.inner.try_lock_arc() else {
-        let twice = held.iter().find(|other| Arc::ptr_eq(&other.session, &session));
-        return Err(twice.map_or(Error::Busy, |first| {
-            Error::InvalidArgument(format!("sessions[{index}] is the same as sessions[{}]", first.index))
-        }));
-    };
-    // A call on another thread may have poisoned the session before this one got the lock.
-    if session.poisoned.load(Ordering::Acquire) {
-        return Err(Error::Poisoned);
-    }
-    if guard.is_none() {
-        return Err(freed());
-    }
-    Ok(Taken { index, guard, session })
-}
-
 /// Advance many sessions by one pass of each model: for servers with an event loop, where one thread drives all.
 ///
 /// Each session goes on with its round until it needs a pass. Then each model runs one pass for all that need one. Then
@@ -152,37 +125,20 @@ pub unsafe extern "C" fn cos_step_many(
         let empty = |size| step_result(size, None, State::Open);
         // SAFETY: promised by the caller.
         let outputs = unsafe { Outputs::new(out_results, out_errors, count, empty) }?;
-        let mut held = Vec::new();
-        for (index, &session) in sessions.iter().enumerate() {
-            // SAFETY: promised by the caller.
-            match unsafe { take(session, index, &held) } {
-                Ok(session) => {
-                    if held.is_empty() {
-                        held = std::mem::take(&mut *session.session.held.lock());
-                    }
-                    held.push(session);
-                }
-                // SAFETY: the index is one of the elements.
-                Err(error) => unsafe { outputs.write(index, Err(error)) },
-            }
-        }
+        // SAFETY: the index of a session is one of the elements; the rest is promised by the caller.
+        let mut held = unsafe { Taken::all(sessions, |index, error| outputs.write(index, Err(error))) };
         // SAFETY: the index of a session is one of the elements.
         let result = super::catch(|| {
             step_many(&mut held, |each, news| unsafe { tell(&outputs, each, news) });
             Ok(())
         });
-        let first = held.first().map(|first| first.session.clone());
-        for each in held.drain(..) {
+        Taken::give_back(held, |each| {
             if result.is_err() {
                 // A panic outside of any one session leaves all in an unknown state.
-                each.session.poisoned.store(true, Ordering::Release);
-            } else if !each.session.poisoned.load(Ordering::Acquire) {
-                *each.session.stats.lock() = Borrow::<Session>::borrow(&each).stats();
+                each.poison();
             }
-        }
-        if let Some(first) = first {
-            *first.held.lock() = held;
-        }
+            each.tell_stats();
+        });
         result
     })
 }
@@ -191,13 +147,13 @@ pub unsafe extern "C" fn cos_step_many(
 ///
 /// # Safety
 /// Its index is one of the elements.
-unsafe fn tell(outputs: &Outputs<cos_step_result>, each: &mut Taken, news: Result<State>) {
+unsafe fn tell(outputs: &Outputs<cos_step_result>, each: &mut Taken<cos_session, Session>, news: Result<State>) {
     let result = news.map(|state| {
         let session: &Session = (*each).borrow();
         step_result(outputs.size, Some(session), state)
     });
     if let Err(Error::Internal(_)) = result {
-        each.session.poisoned.store(true, Ordering::Release);
+        each.poison();
     }
     // SAFETY: promised by the caller.
     unsafe { outputs.write(each.index, result) };

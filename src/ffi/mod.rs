@@ -8,6 +8,8 @@
 // The order of the modules is the order of the header: blank lines keep rustfmt from sorting them.
 mod error;
 
+mod exclusive;
+
 mod engine;
 
 mod prepare;

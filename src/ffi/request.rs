@@ -1,23 +1,19 @@
 //! Requests of OpenAI's protocol in the C interface.
 
-use std::borrow::{Borrow, BorrowMut};
+use std::borrow::Borrow;
 use std::ffi::c_char;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use parking_lot::{ArcMutexGuard, Mutex, RawMutex};
 
 use super::engine::cos_engine;
 use super::error::cos_error;
+use super::exclusive::{Exclusive, Handle, Taken, free, usable};
 use super::many::Outputs;
 use super::session::{COS_FINISH_NONE, cos_origin, finish_number};
 use super::text::utf8;
-use super::{
-    VersionedStruct, check_out, guard, handle, hold, read_struct, release, slice, string, struct_size, write_struct,
-};
+use super::{VersionedStruct, check_out, guard, handle, read_struct, slice, string, struct_size, write_struct};
 use crate::engine::sharing::random_seed;
 use crate::error::{Error, Result};
-use crate::process::{Process, unix_time};
+use crate::process::unix_time;
 use crate::request::{Canceller, ClientRequest, Ending, Endpoint, News, Status, Terms, step_many};
 
 /// The body of POST /v1/completions.
@@ -137,74 +133,20 @@ const _: () = assert!(<cos_choice_news as VersionedStruct>::MIN_SIZE == 88 && si
 ///
 /// Since 0.1.
 pub struct cos_request {
-    /// `None` once the request is freed, for calls that still hold the handle.
-    inner: Arc<Mutex<Option<ClientRequest>>>,
+    exclusive: Exclusive<cos_request, ClientRequest>,
     canceller: Arc<Canceller>,
     choices: usize,
-    poisoned: AtomicBool,
-    process: Process,
 }
 
-/// A request that neither is poisoned nor belongs to another process.
-///
-/// # Safety
-/// `request` is NULL or a request that was not freed.
-unsafe fn usable(request: *const cos_request) -> Result<Arc<cos_request>> {
-    // SAFETY: promised by the caller.
-    let request = unsafe { hold(request, "request") }?;
-    request.process.check()?;
-    if request.poisoned.load(Ordering::Acquire) { Err(Error::Poisoned) } else { Ok(request) }
-}
+impl Handle<ClientRequest> for cos_request {
+    const NAME: &'static str = "request";
 
-/// A request that a call has for itself.
-struct TakenRequest {
-    /// Its place in the arrays of the call.
-    index: usize,
-    /// Holds a request, not `None`.
-    guard: ArcMutexGuard<RawMutex, Option<ClientRequest>>,
-    request: Arc<cos_request>,
-}
-
-impl TakenRequest {
-    /// # Safety
-    /// `request` is NULL or a request that was not freed.
-    unsafe fn new(request: *const cos_request, index: usize) -> Result<Self> {
-        // SAFETY: promised by the caller.
-        let request = unsafe { usable(request) }?;
-        let guard = request.inner.try_lock_arc().ok_or(Error::Busy)?;
-        // A call on another thread may have poisoned the request before this one got the lock.
-        if request.poisoned.load(Ordering::Acquire) {
-            return Err(Error::Poisoned);
-        }
-        if guard.is_none() {
-            return Err(Error::InvalidArgument("another thread freed the request when this call began".into()));
-        }
-        Ok(TakenRequest { index, guard, request })
+    fn exclusive(&self) -> &Exclusive<cos_request, ClientRequest> {
+        &self.exclusive
     }
 
-    /// Run a part of a call. A panic poisons the request.
-    fn run<T>(&mut self, body: impl FnOnce(&mut ClientRequest) -> Result<T>) -> Result<T> {
-        let result = super::catch(|| body((*self).borrow_mut()));
-        if let Err(Error::Internal(_)) = result {
-            self.poison();
-        }
-        result
-    }
-
-    fn poison(&self) {
-        self.request.poisoned.store(true, Ordering::Release);
-    }
-}
-
-impl Borrow<ClientRequest> for TakenRequest {
-    fn borrow(&self) -> &ClientRequest {
-        self.guard.as_ref().expect("checked when it was taken")
-    }
-}
-
-impl BorrowMut<ClientRequest> for TakenRequest {
-    fn borrow_mut(&mut self) -> &mut ClientRequest {
-        self.guard.as_mut().expect("checked when it was taken")
+    fn cancel(&self) {
+        self.canceller.cancel();
     }
 }
 
@@ -246,9 +188,7 @@ pub unsafe extern "C" fn cos_request_new(
         let raw = handle(cos_request {
             canceller: request.canceller().clone(),
             choices: request.choices(),
-            process: request.engine().process(),
-            inner: Arc::new(Mutex::new(Some(request))),
-            poisoned: AtomicBool::new(false),
+            exclusive: Exclusive::new(request, engine.0.process()),
         });
         // SAFETY: not NULL, and promised by the caller.
         unsafe { out_request.write(raw) };
@@ -334,7 +274,7 @@ unsafe fn tell_status(
     guard(|| {
         check_out(out_status, cos_request_status::NAME)?;
         // SAFETY: promised by the caller.
-        let (size, mut taken) = unsafe { (struct_size(out_status)?, TakenRequest::new(request, 0)?) };
+        let (size, mut taken) = unsafe { (struct_size(out_status)?, Taken::new(request)?) };
         let status = taken.run(|request| {
             let status = call(request)?;
             Ok(status_of(size, request, status))
@@ -397,23 +337,10 @@ pub unsafe extern "C" fn cos_request_step_many(
         }
         // SAFETY: promised by the caller.
         let outputs = unsafe { Outputs::new(out_results, out_errors, count, empty_status) }?;
-        let mut held: Vec<TakenRequest> = Vec::with_capacity(count);
-        for (index, &request) in requests.iter().enumerate() {
-            // SAFETY: promised by the caller.
-            match unsafe { TakenRequest::new(request, index) } {
-                Ok(taken) => held.push(taken),
-                Err(error) => {
-                    let twice = held.iter().find(|other| std::ptr::eq(&*other.request, request));
-                    let error = twice.map_or(error, |first| {
-                        Error::InvalidArgument(format!("requests[{index}] is the same as requests[{}]", first.index))
-                    });
-                    // SAFETY: the index is one of the elements.
-                    unsafe { outputs.write(index, Err(error)) }
-                }
-            }
-        }
+        // SAFETY: the index of a request is one of the elements; the rest is promised by the caller.
+        let mut held = unsafe { Taken::all(requests, |index, error| outputs.write(index, Err(error))) };
         let result = super::catch(|| {
-            step_many(&mut held, |taken, status| {
+            step_many(&mut held, |taken: &mut Taken<cos_request, ClientRequest>, status| {
                 if let Err(Error::Internal(_)) = status {
                     taken.poison();
                 }
@@ -423,10 +350,12 @@ pub unsafe extern "C" fn cos_request_step_many(
             });
             Ok(())
         });
-        if result.is_err() {
-            // A panic outside of any one request leaves all in an unknown state.
-            held.iter().for_each(TakenRequest::poison);
-        }
+        Taken::give_back(held, |each| {
+            if result.is_err() {
+                // A panic outside of any one request leaves all in an unknown state.
+                each.poison();
+            }
+        });
         result
     })
 }
@@ -475,7 +404,7 @@ pub unsafe extern "C" fn cos_request_answer(
         check_out(out_text, "out_text")?;
         check_out(out_bytes, "out_bytes")?;
         // SAFETY: promised by the caller.
-        let mut taken = unsafe { TakenRequest::new(request, 0) }?;
+        let mut taken = unsafe { Taken::new(request) }?;
         let (text, bytes) = taken.run(|request| {
             let answer = request.answer();
             // The pointer of an empty string is not an address, and some garbage collectors fail on it.
@@ -509,7 +438,7 @@ pub unsafe extern "C" fn cos_request_choice(
     guard(|| {
         check_out(out_news, cos_choice_news::NAME)?;
         // SAFETY: promised by the caller.
-        let (size, mut taken) = unsafe { (struct_size(out_news)?, TakenRequest::new(request, 0)?) };
+        let (size, mut taken) = unsafe { (struct_size(out_news)?, Taken::new(request)?) };
         let news = taken.run(|request| {
             if choice >= request.choices() {
                 return Err(Error::InvalidArgument(format!(
@@ -565,7 +494,7 @@ fn choice_news(struct_size: usize, news: Option<&News>, top_count: usize) -> cos
 pub unsafe extern "C" fn cos_request_cancel(request: *mut cos_request) -> *mut cos_error {
     guard(|| {
         // SAFETY: promised by the caller.
-        unsafe { usable(request) }?.canceller.cancel();
+        unsafe { usable(request) }?.cancel();
         Ok(())
     })
 }
@@ -582,14 +511,6 @@ pub unsafe extern "C" fn cos_request_cancel(request: *mut cos_request) -> *mut c
 /// `request` is NULL or a request that was not freed, and no call begins with it from now on.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_request_free(request: *mut cos_request) {
-    // SAFETY: promised by the caller. An error, such as for NULL, has no receiver.
-    let _ = super::catch(|| unsafe {
-        let held = hold(request, "request")?;
-        held.process.check()?; // the threads of a parent's request are in the parent, so it is not freed
-        held.canceller.cancel();
-        let inner = held.inner.lock().take();
-        drop(inner);
-        release(request);
-        Ok(())
-    });
+    // SAFETY: promised by the caller.
+    unsafe { free(request) };
 }

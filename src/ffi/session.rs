@@ -1,22 +1,21 @@
 //! Sessions of the C interface: one sequence each.
 
-use std::borrow::{Borrow, BorrowMut};
+use std::borrow::Borrow;
 use std::ffi::{CString, c_char, c_void};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::{ArcMutexGuard, Mutex, RawMutex};
+use parking_lot::Mutex;
 
 use super::engine::cos_engine;
 use super::error::cos_error;
+use super::exclusive::{Exclusive, Handle, Taken, free, usable};
 use super::options::{check_count, cos_session_options, read_options};
-use super::{VersionedStruct, check_out, fill, guard, handle, hold, release, slice, string, struct_size, write_struct};
+use super::{VersionedStruct, check_out, fill, guard, handle, slice, string, struct_size, write_struct};
 use crate::decode::decoder::{Finish, LogProbabilities, Origin, OriginKind};
 use crate::engine::session::{Options, Session, State};
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::model::Cancel;
-use crate::process::Process;
 
 /// The sequence goes on.
 pub const COS_FINISH_NONE: i32 = 0;
@@ -95,8 +94,8 @@ pub struct cos_step_result {
     /// `tokens_count` rows of one value for each model, in the order of the configuration. NaN for look-ups, and for
     /// models of weight 0 that have not scored the token. NULL if the options did not ask for them, or without tokens.
     pub model_log_probabilities: *const f32,
-    /// How each token came about: `tokens_count` values, owned and valid as `tokens`. NULL without tokens, and for tokens
-    /// that were scored.
+    /// How each token came about: `tokens_count` values, owned and valid as `tokens`. NULL without tokens, and for
+    /// tokens that were scored.
     pub origins: *const cos_origin,
 }
 
@@ -112,52 +111,35 @@ const _: () = assert!(<cos_step_result as VersionedStruct>::MIN_SIZE == 32 && si
 ///
 /// Since 0.1.
 pub struct cos_session {
-    /// `None` once the session is freed, for calls that still hold the handle.
-    pub(super) inner: Arc<Mutex<Option<Session>>>,
+    exclusive: Exclusive<cos_session, Session>,
     cancel: Arc<Cancel>,
     /// A copy that cos_session_stats can read while a step runs.
     pub(super) stats: Mutex<Stats>,
     /// The last result of cos_session_describe, which C reads.
     pub(super) description: Mutex<CString>,
-    pub(super) poisoned: AtomicBool,
-    /// Empty, kept for the next cos_step_many whose first session this is.
-    pub(super) held: Mutex<Vec<Taken>>,
-    /// The process whose threads run the models.
-    process: Process,
 }
 
-/// A session that a call has for itself.
-pub(super) struct Taken {
-    /// Its place in the arrays of the call.
-    pub(super) index: usize,
-    /// Holds a session, not `None`.
-    pub(super) guard: ArcMutexGuard<RawMutex, Option<Session>>,
-    pub(super) session: Arc<cos_session>,
-}
+impl Handle<Session> for cos_session {
+    const NAME: &'static str = "session";
 
-impl Borrow<Session> for Taken {
-    fn borrow(&self) -> &Session {
-        self.guard.as_ref().expect("checked when it was taken")
+    fn exclusive(&self) -> &Exclusive<cos_session, Session> {
+        &self.exclusive
     }
-}
 
-impl BorrowMut<Session> for Taken {
-    fn borrow_mut(&mut self) -> &mut Session {
-        self.guard.as_mut().expect("checked when it was taken")
+    fn cancel(&self) {
+        self.cancel.request();
     }
 }
 
 impl cos_session {
     /// Give a session to C. `cos_free` frees it.
     fn into_raw(session: Session) -> *mut cos_session {
+        let process = session.engine().process();
         handle(cos_session {
             cancel: session.cancel().clone(),
             stats: Mutex::new(session.stats()),
-            process: session.engine().process(),
-            inner: Arc::new(Mutex::new(Some(session))),
             description: Mutex::default(),
-            poisoned: AtomicBool::new(false),
-            held: Mutex::default(),
+            exclusive: Exclusive::new(session, process),
         })
     }
 
@@ -177,36 +159,20 @@ pub(super) unsafe fn with_session(
 ) -> *mut cos_error {
     guard(|| {
         // SAFETY: promised by the caller.
-        let session = unsafe { usable(session) }?;
-        let mut inner = session.inner.try_lock().ok_or(Error::Busy)?;
-        // A call on another thread may have poisoned the session before this one got the lock.
-        if session.poisoned.load(Ordering::Acquire) {
-            return Err(Error::Poisoned);
-        }
-        let inner = inner.as_mut().ok_or_else(freed)?;
-        let result = super::catch(|| body(inner));
-        if let Err(Error::Internal(_)) = result {
-            session.poisoned.store(true, Ordering::Release);
-        } else {
-            *session.stats.lock() = inner.stats();
-        }
+        let mut taken = unsafe { Taken::new(session) }?;
+        let result = taken.run(body);
+        taken.tell_stats();
         result
     })
 }
 
-/// A session that is neither poisoned nor of another process.
-///
-/// # Safety
-/// `session` is NULL or a session that was not freed.
-pub(super) unsafe fn usable(session: *const cos_session) -> Result<Arc<cos_session>> {
-    // SAFETY: promised by the caller.
-    let session = unsafe { hold(session, "session") }?;
-    session.process.check()?;
-    if session.poisoned.load(Ordering::Acquire) { Err(Error::Poisoned) } else { Ok(session) }
-}
-
-pub(super) fn freed() -> Error {
-    Error::InvalidArgument("another thread freed the session when this call began".into())
+impl Taken<cos_session, Session> {
+    /// Tell others the statistics, at the end of a call.
+    pub(super) fn tell_stats(&self) {
+        if !self.is_poisoned() {
+            *self.handle.stats.lock() = Borrow::<Session>::borrow(self).stats();
+        }
+    }
 }
 
 /// Start an empty sequence. May be called from any thread at any time.
@@ -605,9 +571,9 @@ pub(super) fn finish_number(finish: Finish) -> i32 {
 /// `session` is NULL or a session that was not freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_cancel(session: *mut cos_session) -> *mut cos_error {
-    // SAFETY: promised by the caller.
     guard(|| {
-        unsafe { usable(session) }?.cancel.request();
+        // SAFETY: promised by the caller.
+        unsafe { usable(session) }?.cancel();
         Ok(())
     })
 }
@@ -625,16 +591,8 @@ pub unsafe extern "C" fn cos_cancel(session: *mut cos_session) -> *mut cos_error
 /// `session` is NULL or a session that was not freed, and no call begins with it from now on.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_free(session: *mut cos_session) {
-    // SAFETY: promised by the caller. An error, such as for NULL, has no receiver.
-    let _ = super::catch(|| unsafe {
-        let held = hold(session, "session")?;
-        held.process.check()?; // the threads of a parent's session are in the parent, so it is not freed
-        held.cancel.request();
-        let inner = held.inner.lock().take();
-        drop(inner);
-        release(session);
-        Ok(())
-    });
+    // SAFETY: promised by the caller.
+    unsafe { free(session) };
 }
 
 /// Change the weights from the next token on, for "weighted" and "logits". May be called between steps, and before the

@@ -4,7 +4,8 @@ use std::ffi::c_char;
 
 use super::engine::cos_engine;
 use super::error::cos_error;
-use super::session::{cos_session, usable};
+use super::exclusive::usable;
+use super::session::cos_session;
 use super::{VersionedStruct, check_out, guard, struct_size, write_struct, write_text};
 use crate::engine::metrics::metrics;
 use crate::engine::stats::Stats;

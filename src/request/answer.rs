@@ -119,14 +119,8 @@ impl Writer<'_> {
     /// together wrongly.
     pub fn write_role(&self, head: &Head, index: usize, usage: Option<Option<Usage>>) -> String {
         let content = Content::Delta(Message { role: ROLE, content: "" });
-        let choice = AnswerChoice {
-            index,
-            content,
-            logprobs: None,
-            finish_reason: None,
-            token_ids: None,
-            token_origins: None,
-        };
+        let choice =
+            AnswerChoice { index, content, logprobs: None, finish_reason: None, token_ids: None, token_origins: None };
         serde_json::to_string(&Answer { head, choices: vec![choice], usage }).unwrap_or_default()
     }
 

@@ -105,6 +105,36 @@ fn a_completion_is_the_text_of_a_session() {
 }
 
 #[test]
+fn origins_say_who_proposed_each_token() {
+    let engine = engine("engine.json");
+    let members = json!({ "max_tokens": 40, "cos": { "strategy": "cos", "token_origins": true } });
+    let answer = whole(&engine, Endpoint::Completion, members.clone());
+    let choice = &answer["choices"][0];
+    let origins = choice["token_origins"].as_array().unwrap();
+    assert_eq!(origins.len(), 40);
+    let bytes = origins.iter().flat_map(|origin| origin["bytes"].as_array().unwrap());
+    let bytes: Vec<u8> = bytes.map(|byte| byte.as_u64().unwrap() as u8).collect();
+    assert_eq!(String::from_utf8_lossy(&bytes), choice["text"].as_str().unwrap());
+    let names: Vec<&str> = engine.participants().iter().map(|participant| participant.name()).collect();
+    for kind in ["accepted", "replaced"] {
+        let mut of_kind = origins.iter().filter(|origin| origin["origin"] == kind).peekable();
+        assert!(of_kind.peek().is_some(), "{kind}");
+        assert!(of_kind.all(|origin| names.contains(&origin["model"].as_str().unwrap())));
+    }
+    let events = events(&engine, Endpoint::Completion, members);
+    let told = events.iter().flat_map(|event| event["choices"][0]["token_origins"].as_array().unwrap().clone());
+    assert_eq!(&told.collect::<Vec<_>>(), origins);
+
+    // A constraint forces all but the first token of each choice.
+    let forced = json!({ "structured_outputs": { "choice": [" aaaa bbbb", " cccc dddd"] },
+                         "cos": { "token_origins": true } });
+    let answer = whole(&engine, Endpoint::Completion, forced);
+    let origins = answer["choices"][0]["token_origins"].as_array().unwrap();
+    assert_eq!(origins.last().unwrap()["origin"], "forced", "{answer}");
+    assert!(origins.last().unwrap()["model"].is_null());
+}
+
+#[test]
 fn the_pieces_of_a_stream_are_the_whole_text() {
     let engine = engine("engine.json");
     let members = json!({ "max_tokens": 30, "n": 2, "stream_options": { "include_usage": true } });

@@ -248,6 +248,29 @@ inline void alternatives() {
     EXPECT(bare.top_tokens.empty() && bare.top_log_probabilities.empty() && bare.model_log_probabilities.empty());
 }
 
+inline void origins() {
+    using Kind = cosrt::OriginKind;
+    const auto engine = open();
+    auto options = limited(40);
+    options.strategy = cosrt::Strategy::cos, options.temperature = 1, options.seed = 3;
+    auto session = prompted(engine, options);
+    std::uint64_t accepted = 0, replaced = 0;
+    for (const auto& step : session.steps()) {
+        EXPECT(step->origins.size() == step->tokens.size());
+        for (std::size_t i = 0; i < step->origins.size(); i++) {
+            const auto [kind, model] = step->origins[i];
+            accepted += kind == Kind::accepted, replaced += kind == Kind::replaced;
+            EXPECT(kind == Kind::drawn || model == 0 || model == 1);
+        }
+    }
+    const auto stats = session.stats().value();
+    EXPECT(accepted > 0 && accepted == stats.accepted && accepted + replaced == stats.tested);
+    options = limited(4);
+    options.constrain = counting(4);
+    auto constrained = prompted(engine, options);
+    EXPECT(constrained.step()->origins[0].kind == Kind::forced);
+}
+
 inline void changes() {
     const auto engine = open();
     auto options = limited(2);
@@ -408,6 +431,7 @@ inline void controls() {
     controlling::functions_that_fail();
     controlling::scores();
     controlling::alternatives();
+    controlling::origins();
     controlling::changes();
     controlling::saved();
     controlling::wrong_options();

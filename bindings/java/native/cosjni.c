@@ -381,8 +381,14 @@ static jobject stepped(JNIEnv *env, jclass native, cos_error *error, const cos_s
         of_models = new_floats(env, result->model_log_probabilities, result->tokens_count * models);
         if (!of_models) return NULL;
     }
+    jintArray origins = NULL;
+    if (result->origins) {
+        /* A pair of numbers for each token. */
+        origins = new_ints(env, &result->origins->kind, 2 * result->tokens_count);
+        if (!origins) return NULL;
+    }
     return (*env)->CallStaticObjectMethod(env, native, stepped_method, tokens, logarithms, result->finish, best,
-                                          of_best, of_models);
+                                          of_best, of_models, origins);
 }
 
 /* Steps the sessions, or scores tokens with a single one if there are any. Puts into `outcomes` a StepResult or an
@@ -608,7 +614,7 @@ JNIEXPORT jint JNICALL JNI_OnLoad(JavaVM *vm, void *reserved)
     if (!native || (*env)->RegisterNatives(env, native, methods, sizeof methods / sizeof *methods)) return JNI_ERR;
     failed_method = (*env)->GetStaticMethodID(env, native, "failed", "(I[BLjava/lang/Throwable;I[B)V");
     if (!failed_method) return JNI_ERR;
-    stepped_method = (*env)->GetStaticMethodID(env, native, "stepped", "([I[FI[I[F[F)Lio/cosrt/StepResult;");
+    stepped_method = (*env)->GetStaticMethodID(env, native, "stepped", "([I[FI[I[F[F[I)Lio/cosrt/StepResult;");
     if (!stepped_method) return JNI_ERR;
     request_stepped_method =
         (*env)->GetStaticMethodID(env, native, "requestStepped", "(IZJJ)Lio/cosrt/RequestStatus;");

@@ -112,6 +112,7 @@ static jobject request_choice(JNIEnv *env, jclass native, jlong request, jint ch
         .top_log_probabilities = news.top_log_probabilities,
         .top_count = news.top_count,
         .model_log_probabilities = news.model_log_probabilities,
+        .origins = news.origins,
     };
     jobject step = stepped(env, native, NULL, &of, (size_t)models, NULL);
     if ((*env)->ExceptionCheck(env)) return NULL;

@@ -40,9 +40,11 @@ fn origins_are_what_the_counters_count() {
                 for participant in 0..2 {
                     let accepted = count(&origins, OriginKind::Accepted, participant);
                     let tested = accepted + count(&origins, OriginKind::Replaced, participant);
-                    let [all, of_accepted] = decoder.tested().of(participant).iter().fold([0; 2], |sum, [all, some]| {
-                        [sum[0] + all, sum[1] + some]
-                    });
+                    let [all, of_accepted] = decoder
+                        .tested()
+                        .of(participant)
+                        .iter()
+                        .fold([0; 2], |sum, [all, some]| [sum[0] + all, sum[1] + some]);
                     assert_eq!([tested, accepted], [all, of_accepted], "{way:?} {world:?}");
                     replaced += tested - accepted;
                 }

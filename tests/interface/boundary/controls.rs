@@ -192,6 +192,43 @@ fn alternatives_come_with_tokens() {
     unsafe { cos_engine_free(engine) };
 }
 
+/// Both models think the same, so all that is proposed is accepted.
+#[test]
+fn origins_come_with_tokens() {
+    let engine = engine(flat);
+    let lengths = [2, 0];
+    let given = cos_session_options {
+        strategy: COS_STRATEGY_COS,
+        targets: COS_TARGETS_COMBINED,
+        proposal_lengths: lengths.as_ptr(),
+        proposal_lengths_count: 2,
+        max_tokens: 20,
+        log_probabilities: 1,
+        ..options()
+    };
+    let session = session(engine, &given);
+    let (mut step, mut accepted) = (result(), 0);
+    while step.finish == COS_FINISH_NONE {
+        assert_eq!(code(unsafe { cos_step(session.0, &mut step) }), 0);
+        for origin in unsafe { from_raw_parts(step.origins, step.tokens_count) } {
+            assert!(
+                matches!(*origin, cos_origin { kind: COS_ORIGIN_ACCEPTED, model: 0 })
+                    || matches!(*origin, cos_origin { kind: COS_ORIGIN_DRAWN, model: -1 })
+            );
+            accepted += u64::from(origin.kind == COS_ORIGIN_ACCEPTED);
+        }
+    }
+    let mut stats: cos_stats = unsafe { std::mem::zeroed() };
+    stats.struct_size = size_of::<cos_stats>();
+    assert_eq!(code(unsafe { cos_session_stats(session.0, &mut stats) }), 0);
+    assert!(accepted > 10 && accepted == stats.accepted);
+    let tokens = [1, 2];
+    assert_eq!(code(unsafe { cos_session_score(session.0, tokens.as_ptr(), 2, &mut step) }), 0);
+    assert!(step.tokens_count == 2 && step.origins.is_null(), "tokens that are scored have no origin");
+    session.free();
+    unsafe { cos_engine_free(engine) };
+}
+
 /// The log-probabilities of tokens that are given are those with which they would be decoded.
 #[test]
 fn given_tokens_are_scored() {

@@ -102,6 +102,7 @@ fn a_request_is_told_by_events_and_by_news() {
         assert_eq!(code(unsafe { cos_request_choice(request.0, 0, &mut news) }), 0);
         tokens.extend_from_slice(unsafe { std::slice::from_raw_parts(news.tokens, news.tokens_count) });
         assert!(news.text.is_null() && news.log_probabilities.is_null(), "there is no tokenizer");
+        assert_eq!(news.origins.is_null(), news.tokens_count == 0);
         finish = news.finish;
         let (code, message) = outcome(unsafe { cos_request_choice(request.0, 1, &mut news) });
         assert!(code == COS_ERROR_INVALID_ARGUMENT && message.contains("choice is 1"), "{message}");

@@ -14,12 +14,13 @@ import java.util.List;
  * @param finish                whether and why the text ended
  * @param alternatives          as in {@link StepResult}
  * @param modelLogProbabilities as in {@link StepResult}
+ * @param origins               as in {@link StepResult}
  */
 public record ChoiceNews(String text, int[] tokens, float[] logProbabilities, Finish finish,
-        List<List<Alternative>> alternatives, float[][] modelLogProbabilities) {
+        List<List<Alternative>> alternatives, float[][] modelLogProbabilities, List<Origin> origins) {
     /** All but the text. */
     private StepResult step() {
-        return new StepResult(tokens, logProbabilities, finish, alternatives, modelLogProbabilities);
+        return new StepResult(tokens, logProbabilities, finish, alternatives, modelLogProbabilities, origins);
     }
 
     /** Compares the elements of the arrays. */

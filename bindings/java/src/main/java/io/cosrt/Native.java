@@ -159,12 +159,12 @@ final class Native {
 
     private static ChoiceNews choiceNews(byte[] text, StepResult step) {
         return new ChoiceNews(Utf8.decode(text), step.tokens(), step.logProbabilities(), step.finish(),
-                step.alternatives(), step.modelLogProbabilities());
+                step.alternatives(), step.modelLogProbabilities(), step.origins());
     }
 
     /** The last arrays have a row for each token, and are null if they were not asked for. */
     private static StepResult stepped(int[] tokens, float[] logProbabilities, int finish, int[] topTokens,
-            float[] topLogProbabilities, float[] modelLogProbabilities) {
+            float[] topLogProbabilities, float[] modelLogProbabilities, int[] origins) {
         List<List<Alternative>> alternatives = List.of();
         if (topTokens != null) {
             int top = topTokens.length / tokens.length;
@@ -183,7 +183,9 @@ final class Native {
                 ofModels[row] = Arrays.copyOfRange(modelLogProbabilities, row * models, (row + 1) * models);
             }
         }
-        return new StepResult(tokens, logProbabilities, Finish.of(finish), alternatives, ofModels);
+        List<Origin> ways = origins == null ? List.of() : IntStream.range(0, tokens.length)
+                .mapToObj(index -> Origin.of(origins[2 * index], origins[2 * index + 1])).toList();
+        return new StepResult(tokens, logProbabilities, Finish.of(finish), alternatives, ofModels, ways);
     }
 
     private static void combine(Combiner combiner, ByteBuffer[] rows, ByteBuffer scores) throws Exception {

@@ -19,9 +19,10 @@ import java.util.List;
  * @param modelLogProbabilities for each token, its log-probability under each model, in the order of the configuration.
  *                              NaN for look-ups, and for models of weight 0 that have not scored it. Null without
  *                              tokens, or without {@link SessionOptions.Builder#modelLogProbabilities}.
+ * @param origins               how each token came about. Empty without tokens, and for tokens that were scored.
  */
 public record StepResult(int[] tokens, float[] logProbabilities, Finish finish, List<List<Alternative>> alternatives,
-        float[][] modelLogProbabilities) {
+        float[][] modelLogProbabilities, List<Origin> origins) {
     /** Compares the elements of the arrays. */
     @Override
     public boolean equals(Object other) {
@@ -30,7 +31,8 @@ public record StepResult(int[] tokens, float[] logProbabilities, Finish finish, 
                 && Arrays.equals(logProbabilities, that.logProbabilities)
                 && finish == that.finish
                 && alternatives.equals(that.alternatives)
-                && Arrays.deepEquals(modelLogProbabilities, that.modelLogProbabilities);
+                && Arrays.deepEquals(modelLogProbabilities, that.modelLogProbabilities)
+                && origins.equals(that.origins);
     }
 
     @Override
@@ -40,8 +42,9 @@ public record StepResult(int[] tokens, float[] logProbabilities, Finish finish, 
 
     @Override
     public String toString() {
-        return "StepResult[tokens=%s, logProbabilities=%s, finish=%s, alternatives=%s, modelLogProbabilities=%s]"
+        return "StepResult[tokens=%s, logProbabilities=%s, finish=%s, alternatives=%s, modelLogProbabilities=%s, "
+                + "origins=%s]"
                 .formatted(Arrays.toString(tokens), Arrays.toString(logProbabilities), finish, alternatives,
-                        Arrays.deepToString(modelLogProbabilities));
+                        Arrays.deepToString(modelLogProbabilities), origins);
     }
 }

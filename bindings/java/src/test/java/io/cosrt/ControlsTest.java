@@ -266,6 +266,29 @@ class ControlsTest {
     }
 
     @Test
+    void originsComeWithTokens() {
+        SessionOptions.Builder options = options().strategy(Strategy.COS).temperature(1).seed(3).maxTokens(40);
+        try (Session session = prompted(options)) {
+            List<Origin> origins = new ArrayList<>();
+            StepResult step;
+            do {
+                step = session.step();
+                assertEquals(step.tokens().length, step.origins().size());
+                origins.addAll(step.origins());
+            } while (step.finish() == Finish.NONE);
+            long accepted = origins.stream().filter(origin -> origin.kind() == Origin.Kind.ACCEPTED).count();
+            long replaced = origins.stream().filter(origin -> origin.kind() == Origin.Kind.REPLACED).count();
+            assertTrue(accepted > 0);
+            assertEquals(session.stats().accepted(), accepted);
+            assertEquals(session.stats().tested(), accepted + replaced);
+            assertTrue(origins.stream().allMatch(origin -> origin.kind() == Origin.Kind.DRAWN || origin.model() >= 0));
+        }
+        try (Session session = prompted(options().constrainer(counting(4)))) {
+            assertEquals(new Origin(Origin.Kind.FORCED, -1), session.step().origins().get(0));
+        }
+    }
+
+    @Test
     void optionsMayChange() {
         SessionOptions first = options().maxTokens(2).seed(9).build();
         try (Session session = prompted(first.toBuilder())) {
