@@ -21,6 +21,7 @@
 #include <list>
 #include <map>
 #include <mutex>
+#include <random>
 #include <thread>
 
 #include "cos.hpp"
@@ -40,7 +41,7 @@ struct Options {
         const char* meaning;
         std::int64_t value, least, most;
     };
-    std::string config, host = "127.0.0.1", keys;
+    std::string config, host = "127.0.0.1", keys, page;
     std::map<std::string, Number> numbers{
         {"--port", {"8080; 0: any free port", 8080, 0, 65535}},
         {"--max-sessions", {"32: choices that are decoded at once", 32, 1, 4096}},
@@ -62,6 +63,7 @@ struct Options {
             const auto number = numbers.find(name);
             if (name == "--host") host = value;
             else if (name == "--api-keys") keys = value;
+            else if (name == "--page") page = value;
             else if (number == numbers.end() || !read(value, number->second)) return false;
         }
         return true;
@@ -70,7 +72,8 @@ struct Options {
     void print(std::ostream& out, bool all) const {
         out << "usage: server CONFIG.json [OPTION VALUE]...\n";
         if (!all) return;
-        out << "  --host ADDRESS   127.0.0.1: where it listens\n  --api-keys FILE  none: keys, one a line\n";
+        out << "  --host ADDRESS   127.0.0.1: where it listens\n  --api-keys FILE  none: keys, one a line\n"
+            << "  --page FILE      none: an HTML page at /, such as page.html beside this source\n";
         for (const auto& [name, number] : numbers) out << "  " << name << " N  " << number.meaning << '\n';
     }
 
@@ -98,6 +101,32 @@ void reply(httplib::Response& out, int status, const std::string& body) {
     out.status = status;
     if (status == 429 || status == 503) out.set_header("Retry-After", "1");
     out.set_content(body, "application/json");
+}
+
+/// Answers GET / with a page that loads nothing from elsewhere. For {nonce} comes a number that nobody can guess, so
+/// that only the script and the style of the file itself are used.
+void show_page(httplib::Server& server, const std::string& path) {
+    std::ifstream file(path);
+    const std::string page(std::istreambuf_iterator<char>(file), {});
+    if (page.empty()) throw std::runtime_error("there is no page in " + path);
+    server.Get("/", [page](const auto&, auto& out) {
+        std::random_device random;
+        std::string nonce;
+        for (int i = 0; i < 4; i++) nonce += std::to_string(random()) + '-';
+        const auto filled = [&](std::string text) {
+            const std::string place = "{nonce}";
+            for (std::size_t at; (at = text.find(place)) != std::string::npos;) text.replace(at, place.size(), nonce);
+            return text;
+        };
+        out.set_header("Content-Security-Policy",
+                       filled("default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
+                              "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+                              "frame-ancestors 'none'"));
+        out.set_header("X-Content-Type-Options", "nosniff");
+        out.set_header("Referrer-Policy", "no-referrer");
+        out.set_header("Cache-Control", "no-store");
+        out.set_content(filled(page), "text/html; charset=utf-8");
+    });
 }
 
 Problem too_many() {
@@ -412,6 +441,7 @@ int main(int argc, char** argv) try {
     // The default, SO_REUSEPORT, would let two servers share a port.
     server.set_socket_options([](int socket) { httplib::set_socket_opt(socket, SOL_SOCKET, SO_REUSEADDR, 1); });
     for (const int signal : {SIGTERM, SIGINT}) std::signal(signal, [](int) { draining = true; });
+    if (!options.page.empty()) show_page(server, options.page);
     Service service(server, options);
     if (draining) return 0;
     int port = static_cast<int>(options["--port"]);
