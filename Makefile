@@ -119,8 +119,10 @@ test-java: onnxruntime build ## check the Java binding: vectors, safety, class l
 	bindings/java/test
 	tests/hosts/test java
 
-test-triton: onnxruntime build ## check the Triton backend on the real server, where that can be had
+test-triton: onnxruntime build ## check the Triton backend and the gateway on real servers, where these can be had
 	bindings/triton/test
+	bindings/triton/gateway/test
+	bindings/triton/deploy/test
 
 conformance: onnxruntime ## prove the distributions at length, and write target/conformance/index.html
 	$(CARGO) run --release --locked --example conformance -- --out "$(CARGO_TARGET_DIR)/conformance"

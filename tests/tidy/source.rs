@@ -20,9 +20,10 @@ const OTHERS: [&str; 2] = [".git", "target"];
 const KINDS: [&str; 14] = ["rs", "c", "h", "cpp", "hpp", "cu", "cuh", "py", "go", "java", "sh", "md", "toml", ""];
 
 /// Generated files and templates of such, and what others wrote.
-const NOT_OURS: [&str; 11] = [
+const NOT_OURS: [&str; 12] = [
     "bindings/go/cos.h",
     "bindings/java/native/headers",
+    "bindings/triton/gateway/wire",
     "include/cos.h",
     "docs/cuda.md",
     "docs/two-gpus",

@@ -38,21 +38,25 @@ class Triton:
             self.write(name, **model)
         self.log = open(self.folder / "log", "w+", encoding="utf-8")
         self.http, self.grpc, self.metrics_port = free_ports(3)
-        command = [TARGET / "triton" / "server" / "pytriton" / "tritonserver" / "bin" / "tritonserver",
-                   f"--model-repository={self.repository}", f"--backend-directory={TARGET / 'triton' / 'backends'}",
-                   "--model-control-mode=explicit", "--exit-timeout-secs=60",
-                   "--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"]
+        self.command = [TARGET / "triton" / "server" / "pytriton" / "tritonserver" / "bin" / "tritonserver",
+                        f"--model-repository={self.repository}",
+                        f"--backend-directory={TARGET / 'triton' / 'backends'}", "--model-control-mode=explicit",
+                        "--exit-timeout-secs=60", "--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"]
         for name, port in (("http", self.http), ("grpc", self.grpc), ("metrics", self.metrics_port)):
-            command += [f"--{name}-address=127.0.0.1", f"--{name}-port={port}"]
-        command += [f"--load-model={name}" for name in models]
-        # The library beside the backend is to be found by the backend itself.
-        environment = {name: value for name, value in os.environ.items() if name != "ORT_DYLIB_PATH"}
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env=environment)
+            self.command += [f"--{name}-address=127.0.0.1", f"--{name}-port={port}"]
+        self.command += [f"--load-model={name}" for name in models]
+        self.start()
         try:
             self.wait_ready()
         except BaseException:
             self.close()
             raise
+
+    def start(self):
+        """Start the process, also once more with the same ports."""
+        # The library beside the backend is to be found by the backend itself.
+        environment = {name: value for name, value in os.environ.items() if name != "ORT_DYLIB_PATH"}
+        self.process = subprocess.Popen(self.command, stdout=self.log, stderr=self.log, env=environment)
 
     def write(self, name, engine="engine.json", parameters=None, config=""):
         """Write a model into the repository. `engine` is a configuration of the demo, or a dictionary."""
