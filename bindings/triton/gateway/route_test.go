@@ -193,6 +193,10 @@ func TestReplicasComeAndGo(t *testing.T) {
 	if _, err := f.pick("a", nil); err != errNone {
 		t.Fatal("a replica that is gone gets a request")
 	}
+	f.update(ctx, nil)
+	if state := kept.connection.GetState().String(); state != "SHUTDOWN" {
+		t.Fatalf("a replica that is gone and idle stays connected: %s", state)
+	}
 }
 
 func TestResolve(t *testing.T) {
