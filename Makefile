@@ -27,7 +27,7 @@ ONNXRUNTIME := $(CARGO_TARGET_DIR)/onnxruntime
 .DEFAULT_GOAL := help
 .PHONY: help build portable onnxruntime install export demo demo-program demo-triton test test-export test-cpp test-go \
     test-java test-triton \
-    conformance lint format clippy bench bench-serve bench-sessions bench-neighbours evaluate bench-cuda header clean
+    conformance lint format clippy bench bench-serve bench-sessions bench-neighbours bench-ways evaluate bench-cuda header clean
 # Cargo uses all cores by itself, and its targets would wait for each other.
 .NOTPARALLEL:
 
@@ -154,6 +154,9 @@ bench-serve: onnxruntime ## serve many clients (target/bench-serve): CONFIG=, MO
 	QUICK="$(QUICK)" scripts/bench-setup "$(CARGO_TARGET_DIR)/bench"
 	$(CARGO) bench --locked --bench serve -- $(CONFIG) --out "$(CARGO_TARGET_DIR)/bench-serve" \
 	    $(if $(MODELS),--models "$(MODELS)") $(if $(QUICK),--quick) $(BENCH_ARGUMENTS)
+
+bench-ways: onnxruntime build ## compare servers and Triton with the library in-process: BENCH_ARGUMENTS=
+	scripts/bench-ways $(BENCH_ARGUMENTS)
 
 evaluate: onnxruntime ## measure what combinations do to the text, beside each of their models alone: CONFIGS=
 	$(CARGO) bench --locked --bench bench -- --quality \
