@@ -1,5 +1,6 @@
 """The gateway, started, asked and stopped."""
 
+import atexit
 import http.client
 import json
 import pathlib
@@ -30,6 +31,7 @@ class Gateway:
         for name, value in options.items():
             command += ["--" + name.replace("_", "-"), str(value)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        atexit.register(self.close)  # also if a check fails
         line = self.process.stdout.readline()
         assert line.startswith("listening on "), f"{line!r}, {self.said()}"
         self.port = int(line.rsplit(":", 1)[1])
