@@ -72,16 +72,7 @@ impl ClientRequest {
         engine.process().check()?;
         let mut body = Body::parse(body)?;
         let model = model(&body, terms)?;
-        let mut options = options::options(&body, terms.endpoint, engine, terms.number)?;
-        if options.max_tokens > terms.max_tokens {
-            return Err(Error::InvalidArgument(format!(
-                "max_tokens is {}, but this server decodes at most {}",
-                options.max_tokens, terms.max_tokens
-            )));
-        }
-        if options.max_tokens == 0 && terms.max_tokens < usize::MAX {
-            options.max_tokens = terms.max_tokens;
-        }
+        let mut options = options::options(&body, terms, engine)?;
         let prompts = options::prompts(&body, terms, engine)?;
         if let Some(tokens) = prompts.iter().map(Vec::len).find(|tokens| *tokens > terms.max_prompt_tokens) {
             return Err(Error::ContextFull(format!(

@@ -33,18 +33,17 @@ fn bounded(name: &str, count: usize, most: usize) -> Result<()> {
     if count <= most { Ok(()) } else { Err(wrong(format!("{name} is {count}; it may be {most} at most"))) }
 }
 
-/// The options of a request's sessions. `number` is the seed of a request that has none.
-pub fn options(body: &Body, endpoint: Endpoint, engine: &Engine, number: u64) -> Result<Options> {
+/// The options of a request's sessions.
+pub fn options(body: &Body, terms: &Terms, engine: &Engine) -> Result<Options> {
     let extension = &body.cos;
     check_values_that_change_nothing(body)?;
-    let (log_probabilities, top) = wanted(body, endpoint)?;
+    let (log_probabilities, top) = wanted(body, terms.endpoint)?;
     let alternatives = Alternatives {
         top,
         before: log_probabilities && extension.log_probabilities_before == Some(true),
         of_models: log_probabilities && extension.model_log_probabilities == Some(true),
     };
-    let default = if endpoint == Endpoint::Completion { COMPLETION_TOKENS } else { 0 };
-    let max_tokens = body.max_tokens().unwrap_or(default);
+    let max_tokens = max_tokens(body, terms)?;
     let models = engine.participants().len();
     let counts = [
         ("cos.weights", extension.weights.as_ref().map(Vec::len)),
@@ -77,7 +76,7 @@ pub fn options(body: &Body, endpoint: Endpoint, engine: &Engine, number: u64) ->
         )?,
         controls: controls(body, extension, engine, max_tokens)?,
         constraint: constraint(body)?,
-        seed: seed(body, number)?,
+        seed: seed(body, terms.number)?,
         max_tokens: max_tokens as usize,
         proposal_lengths: extension.proposal_lengths.clone(),
         weights: extension.weights.clone(),
@@ -91,6 +90,21 @@ pub fn options(body: &Body, endpoint: Endpoint, engine: &Engine, number: u64) ->
         },
         ..Options::default()
     })
+}
+
+/// The most tokens of a choice; 0 is no limit. A default gives way to the limit of the server.
+fn max_tokens(body: &Body, terms: &Terms) -> Result<u32> {
+    let most = u32::try_from(terms.max_tokens).unwrap_or(u32::MAX);
+    let unlimited = if most == u32::MAX { 0 } else { most };
+    match body.max_tokens() {
+        Some(asked) if asked > most => {
+            Err(wrong(format!("max_tokens is {asked}, but this server decodes at most {most}")))
+        }
+        Some(0) => Ok(unlimited),
+        Some(asked) => Ok(asked),
+        None if terms.endpoint == Endpoint::Completion => Ok(COMPLETION_TOKENS.min(most)),
+        None => Ok(unlimited),
+    }
 }
 
 fn seed(body: &Body, number: u64) -> Result<u64> {
@@ -152,10 +166,14 @@ fn controls(body: &Body, extension: &Extension, engine: &Engine, max_tokens: u32
     }
     let mut bias = (Vec::new(), Vec::new());
     for (token, value) in body.logit_bias.iter().flatten() {
-        let token = token.parse().map_err(|_| {
+        let number = token.parse::<i32>().ok().filter(|number| number.to_string() == *token).ok_or_else(|| {
             wrong(format!("logit_bias has the key {token:?}; let all keys be numbers of tokens, such as \"50256\""))
         })?;
-        bias.0.push(token);
+        // What is read as minus infinity would ban the token.
+        if value.is_infinite() {
+            return Err(wrong(format!("logit_bias has {value} for {token}; let it be between -1e30 and 1e30")));
+        }
+        bias.0.push(number);
         bias.1.push(*value);
     }
     engine.check_tokens("logit_bias", &bias.0)?;
@@ -168,12 +186,7 @@ fn controls(body: &Body, extension: &Extension, engine: &Engine, max_tokens: u32
     let controls = Controls {
         min_tokens: min_tokens as usize,
         no_repeat_ngram: extension.no_repeat_ngram.unwrap_or(0) as usize,
-        dry: Dry::new(
-            body.dry_multiplier.unwrap_or(0.0),
-            body.dry_base.unwrap_or(1.75),
-            body.dry_allowed_length.unwrap_or(2),
-            breakers,
-        )?,
+        dry: dry(body, breakers)?,
         ..Controls::default()
     };
     controls
@@ -189,6 +202,14 @@ fn controls(body: &Body, extension: &Extension, engine: &Engine, max_tokens: u32
             body.xtc_threshold.unwrap_or(0.0),
         )?
         .with_banned(banned)
+}
+
+/// The penalty on repeated runs. Its members are checked even if it is off.
+fn dry(body: &Body, breakers: &[i32]) -> Result<Option<Dry>> {
+    let multiplier = body.dry_multiplier.unwrap_or(0.0);
+    let is_off = multiplier == 0.0;
+    let (base, allowed) = (body.dry_base.unwrap_or(1.75), body.dry_allowed_length.unwrap_or(2));
+    Ok(Dry::new(if is_off { 1.0 } else { multiplier }, base, allowed, breakers)?.filter(|_| !is_off))
 }
 
 /// The constraint that a request asks for by one of two members.

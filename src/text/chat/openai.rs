@@ -34,13 +34,31 @@ fn message(index: usize, message: Value) -> Result<Value> {
     }
     let adapted = pairs(&message).map(|(key, value)| {
         let value = match &*key {
-            "content" if value.kind() == ValueKind::Seq => text_of(index, &value)?,
-            "tool_calls" if value.kind() == ValueKind::Seq => each(&value, |_, call| Ok(tool_call(call)))?,
+            "content" => content(index, value)?,
+            "tool_calls" => tool_calls(index, value)?,
             _ => value,
         };
         Ok((key, value))
     });
     Ok(Value::from_pairs(adapted.collect::<Result<Vec<_>>>()?))
+}
+
+/// The content as text, or nothing. A template would print whatever else it is.
+fn content(index: usize, content: Value) -> Result<Value> {
+    match content.kind() {
+        ValueKind::Seq => text_of(index, &content),
+        ValueKind::String | ValueKind::None => Ok(content),
+        kind => Err(wrong(index, format!("content of the type {kind}; let it be a string or an array of parts"))),
+    }
+}
+
+fn tool_calls(index: usize, calls: Value) -> Result<Value> {
+    let are_objects = || calls.try_iter().is_ok_and(|mut calls| calls.all(|call| call.kind() == ValueKind::Map));
+    match calls.kind() {
+        ValueKind::None => Ok(calls),
+        ValueKind::Seq if are_objects() => each(&calls, |_, call| Ok(tool_call(call))),
+        _ => Err(wrong(index, "tool_calls that are no array of objects".into())),
+    }
 }
 
 /// The text of parts, a line each.
