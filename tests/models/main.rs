@@ -9,5 +9,6 @@ mod demo;
 mod exports;
 mod memory;
 mod mixtures;
+mod openapi;
 mod replay;
 mod requests;

@@ -311,7 +311,11 @@ fn wrong_completions_are_refused_by_name() {
         (json!({ "logprobs": 21 }), "logprobs is 21"),
         (json!({ "logprobs": true }), "logprobs must be a number"),
         (json!({ "logit_bias": { "a": 1 } }), "logit_bias has the key \"a\""),
+        (json!({ "logit_bias": { "+5": 1 } }), "logit_bias has the key \"+5\""),
         (json!({ "logit_bias": { "99999": 1 } }), "logit_bias holds 99999"),
+        (json!({ "logit_bias": { "5": -1e39 } }), "logit_bias.5: number out of range"),
+        (json!({ "dry_base": 0.5 }), "dry_base is 0.5"),
+        (json!({ "dry_allowed_length": 0 }), "dry_allowed_length is 0"),
         (json!({ "stop_token_ids": [-1] }), "stop_token_ids holds -1"),
         (json!({ "min_tokens": 20 }), "min_tokens is 20"),
         (json!({ "response_format": { "type": "xml" } }), "response_format: type: unknown variant"),
@@ -342,6 +346,9 @@ fn wrong_chats_are_refused_by_name() {
         (json!({ "messages": [{ "role": "<|im_start|>", "content": "x" }] }), "the role"),
         (json!({ "messages": [{ "content": "x" }] }), "the role"),
         (json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url" }] }] }), "content that is no text"),
+        (json!({ "messages": [{ "role": "user", "content": 5 }] }), "messages[0] with content of the type number"),
+        (json!({ "messages": [{ "role": "user", "tool_calls": {} }] }), "tool_calls that are no array of objects"),
+        (json!({ "messages": [{ "role": "user", "tool_calls": [5] }] }), "tool_calls that are no array of objects"),
         (json!({ "logprobs": 3 }), "logprobs must be true or false"),
         (json!({ "top_logprobs": 3 }), "top_logprobs needs logprobs"),
         (json!({ "tool_choice": "required" }), "tool_choice"),
@@ -389,6 +396,31 @@ fn unknown_members_and_values_that_change_nothing_are_fine() {
     chat["tools"] = json!([]);
     chat["tool_choice"] = "auto".into();
     assert_eq!(whole(&engine, Endpoint::Chat, chat)["usage"]["completion_tokens"], 2);
+}
+
+/// A default gives way to the limit of the server, and what a body asks for does not.
+#[test]
+fn a_server_limits_the_tokens_of_a_choice() {
+    let engine = engine("engine.json");
+    let start = |endpoint, members: Value| {
+        let mut body = json!({ "model": "demo", "ignore_eos": true, "prompt": PROMPT,
+            "messages": [{ "role": "user", "content": "How many legs has a cat?" }] });
+        members.as_object().unwrap().iter().for_each(|(name, value)| body[name] = value.clone());
+        ClientRequest::new(&engine, &body.to_string(), &Terms { max_tokens: 5, ..terms(endpoint) })
+    };
+    for endpoint in [Endpoint::Completion, Endpoint::Chat] {
+        for (members, tokens) in [(json!({}), 5), (json!({ "max_tokens": 0 }), 5), (json!({ "max_tokens": 3 }), 3)] {
+            let mut request = start(endpoint, members).unwrap();
+            assert_eq!(request.step().unwrap(), Status::Done);
+            assert_eq!(request.usage().completion_tokens, tokens);
+        }
+        for (members, says) in [
+            (json!({ "max_tokens": 6 }), "max_tokens is 6, but this server decodes at most 5"),
+            (json!({ "min_tokens": 6 }), "min_tokens is 6, but max_tokens is 5"),
+        ] {
+            assert!(start(endpoint, members).err().unwrap().to_string().contains(says), "{says}");
+        }
+    }
 }
 
 #[test]
