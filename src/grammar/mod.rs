@@ -120,8 +120,8 @@ fn choices(list: &Value) -> std::result::Result<String, String> {
         list.as_array().filter(|list| !list.is_empty()).ok_or("it must be a JSON array with a string or more")?;
     let choice = |(index, choice): (usize, &Value)| match choice.as_str() {
         Some("") => Err(format!("choice {index} is empty")),
-        // A string of JSON is one of Lark.
-        Some(_) => Ok(choice.to_string()),
+        // A string of JSON is one of Lark, which has no DEL in strings.
+        Some(_) => Ok(choice.to_string().replace('\x7f', "\\u007f")),
         None => Err(format!("choice {index} is {choice}; it must be a string")),
     };
     let choices: Vec<String> = list.iter().enumerate().map(choice).collect::<std::result::Result<_, _>>()?;

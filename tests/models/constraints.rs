@@ -167,7 +167,7 @@ fn texts_of_random_schemas_validate() {
 #[test]
 fn a_text_is_one_of_the_choices() {
     let (engine, _) = nonsense();
-    let choices = ["yes", "no", "perhaps not", "né \"quoted\"\n", "yes, indeed"];
+    let choices = ["yes", "no", "perhaps not", "né \"quoted\"\n", "yes, indeed", "\u{7f}\u{1f}"];
     let source = json!(choices).to_string();
     let mut seen = std::collections::BTreeSet::new();
     for seed in 0..4 {
