@@ -235,7 +235,12 @@ public:
         server.Post("/v1/chat/completions",
                     [this](const auto& in, auto& out) { answer(cosrt::Endpoint::chat, in, out); });
         server.set_pre_routing_handler([this](const auto& in, auto& out) { return admit(in, out); });
-        server.set_error_handler([](const auto&, auto& out) {  // errors of httplib itself
+        server.set_error_handler([](const auto& in, auto& out) {  // errors of httplib itself
+            const std::string methods = allowed(in.path);
+            if (!methods.empty() && methods.find(in.method) == std::string::npos && out.body.empty()) {
+                out.status = 405;  // httplib says 404, or 400
+                out.set_header("Allow", methods);
+            }
             const Problem problem{out.status, httplib::status_message(out.status)};
             if (out.body.empty()) reply(out, out.status, problem.body());
         });
@@ -274,6 +279,14 @@ private:
         load.time = std::chrono::seconds(options_["--prepare"]);
         load.progress = [](double) { return !draining; };
         std::cerr << "prepared " << std::lround(100 * engine_.prepare(load).value()) << " %" << std::endl;
+    }
+
+    /// The methods of a path; empty if nothing is there.
+    static std::string allowed(const std::string& path) {
+        if (path == "/v1/completions" || path == "/v1/chat/completions") return "POST";
+        for (const char* each : {"/v1/models", "/health", "/ready", "/metrics"})
+            if (path == each) return "GET, HEAD";
+        return path.rfind("/v1/models/", 0) == 0 ? "GET, HEAD" : "";
     }
 
     /// Refuses requests without a key, and those beyond the rate.

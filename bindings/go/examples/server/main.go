@@ -166,8 +166,9 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.complete(a, r, cos.EndpointChat)
 	case strings.HasPrefix(path, "/v1/") && s.client(r) == "":
 		a.fail(errKey)
-	case method != "GET" && method != "HEAD":
-		a.fail(errPath)
+	case len(methods(path)) > 0 && !slices.Contains(methods(path), method):
+		a.Header().Set("Allow", strings.Join(methods(path), ", "))
+		a.fail(errMethod)
 	case path == "/v1/models":
 		_ = a.send(200, marshal(object{"object": "list", "data": []object{about}}))
 	case path == "/v1/models/"+s.model:
@@ -188,6 +189,18 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		a.fail(errPath)
 	}
+}
+
+// methods are those of a path. There are none if nothing is there.
+func methods(path string) []string {
+	switch {
+	case path == "/v1/completions", path == "/v1/chat/completions":
+		return []string{"POST"}
+	case path == "/v1/models", path == "/health", path == "/ready", path == "/metrics",
+		strings.HasPrefix(path, "/v1/models/"):
+		return []string{"GET", "HEAD"}
+	}
+	return nil
 }
 
 // entry is a line of the log.
@@ -425,7 +438,8 @@ func (f *failure) Error() string { return f.message }
 
 var (
 	errKey    = &failure{401, "authentication_error", "invalid_api_key", "the API key is missing or wrong"}
-	errPath   = &failure{404, "invalid_request_error", "", "there is nothing at this path for this method"}
+	errPath   = &failure{404, "invalid_request_error", "", "there is nothing at this path"}
+	errMethod = &failure{405, "invalid_request_error", "", "this path has other methods; see the header Allow"}
 	errModel  = &failure{404, "invalid_request_error", "model_not_found", "there is no such model"}
 	errSlow   = &failure{408, "invalid_request_error", "", "the body did not come in time"}
 	errLarge  = &failure{413, "invalid_request_error", "", "the body is too large"}

@@ -106,8 +106,13 @@ public final class Server {
                 .putHeader("Content-Type", "text/plain; version=0.0.4").end(metrics()));
         for (int status : new int[] {400, 404, 405, 500}) { // what the router finds itself, and what a handler throws
             String type = status < 500 ? "invalid_request_error" : "server_error";
-            router.errorHandler(status, context ->
-                    refuse(context, status, type, null, HttpResponseStatus.valueOf(status).reasonPhrase()));
+            router.errorHandler(status, context -> {
+                if (status == 405) {
+                    context.response().putHeader("Allow",
+                            ENDPOINTS.containsKey(context.request().path()) ? "POST" : "GET");
+                }
+                refuse(context, status, type, null, HttpResponseStatus.valueOf(status).reasonPhrase());
+            });
         }
         // Without HTTP/2, a connection is known before its first byte, and has one request at a time.
         HttpServer http = vertx.createHttpServer(new HttpServerOptions().setHttp2ClearTextEnabled(false)
