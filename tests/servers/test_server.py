@@ -14,6 +14,7 @@ import time
 import openai
 
 import test_clients
+import test_fuzz
 import test_limits
 import test_protocol
 from checks import CLIENTS, PINNED, PROMPTS, equal, expect, lasting, pieces, refused
@@ -332,6 +333,9 @@ def bad_requests(server):
     for method, path in (("GET", "/v1/nothing"), ("POST", "/v1/embeddings"), ("GET", "/v1/completions"),
                          ("DELETE", "/v1/models"), ("GET", "/")):
         refused(*server.request(method, path), f"{method} {path}")
+    for method, path, allowed in (("DELETE", "/v1/models/engine", "GET"), ("GET", "/v1/chat/completions", "POST")):
+        status, headers, _ = server.answer(method, path)
+        equal((status, headers["Allow"].split(",")[0]), (405, allowed), f"{method} {path}")
     # null is as good as missing
     nothing = {"stop": None, "seed": None, "cos": None, "logprobs": None, "stream": None, "temperature": None}
     status, text = server.request("POST", "/v1/completions", json.dumps({**good, **nothing}))
@@ -381,7 +385,7 @@ def main():
         sys.exit("usage: test COMMAND...")
     checks = (arguments, preparation, models, completion, metrics, token_prompts, sampling, extension, scopes,
               streaming, stop_strings, *test_protocol.CHECKS, *test_clients.CHECKS, leaving, at_once,
-              *test_limits.CHECKS, without_memory, bad_requests, drain)
+              *test_limits.CHECKS, without_memory, bad_requests, *test_fuzz.CHECKS, drain)
     server = Server(sys.argv[1:], CLIENTS)
     failed = 0
     try:
