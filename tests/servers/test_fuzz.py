@@ -22,7 +22,7 @@ HERE = pathlib.Path(__file__).resolve().parent / "fuzz"
 EXAMPLES = int(os.environ.get("COS_FUZZ_EXAMPLES", 20))
 SEED = os.environ.get("COS_SEED", "1")
 SESSIONS, TOKENS = 8, 4  # so few tokens that decoding takes little time
-GROWTH = 512 << 20  # bytes that a server may keep: caches of the library, and the heap of Java
+GROWTH = 512 << 20  # bytes that a server may keep: caches and grammars of the library, and the heap of Java
 KEY = "a-key"
 TEMPLATE = """{% for message in messages %}{{ message.role ~ ": " ~ message.content ~ "\n" }}
 {%- for call in message.tool_calls or [] %}{{ call | tojson }}{% endfor %}{% endfor %}
@@ -61,8 +61,9 @@ def configuration(folder):
             (base / file.name).symlink_to(file)
     (base / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     config = folder / "fuzzed.json"
-    config.write_text(json.dumps({"models": [{"path": "base"}, {"path": str(DEMO.parent / "math")}],
-                                  "combine": {"kind": "weighted", "weights": [0.5, 0.5]}}))
+    # Caches of a fixed size, because the free memory would bound them otherwise.
+    models = [{"path": str(path), "cache_bytes": 64 << 20} for path in (base, DEMO.parent / "math")]
+    config.write_text(json.dumps({"models": models, "combine": {"kind": "weighted", "weights": [0.5, 0.5]}}))
     return config
 
 

@@ -1,7 +1,8 @@
-"""What schemathesis has to know of the server that it fuzzes, and checks of ours. test_fuzz.py starts it three times.
+"""What schemathesis has to know of the server that it fuzzes, and checks of ours. test_fuzz.py starts it four times.
 
 The variable COS_FUZZ has the name of the run, and what holds for this server beyond docs/openapi.json:
 
+- `keys` sends small bodies to a server with --api-keys.
 - `accepted` sends what the file allows, and every body is answered with 200.
 - `refused` sends what the file forbids, and all of it is refused.
 - `anything` sends what the file allows, and nothing makes the server fail. Members may contradict each other.
@@ -46,6 +47,10 @@ def before_load_schema(context, raw_schema):
     variables = {"enable_thinking": {}, "template": {"enum": ["default", None]}}  # what the chat template reads
     schemas["ChatRequest"]["properties"]["chat_template_kwargs"].update(properties=variables,
                                                                         additionalProperties=False)
+    if FUZZ["keys"]:  # bodies are what the other runs are about
+        for name in BODIES.values():
+            whole = schemas[name]
+            whole["properties"] = {member: whole["properties"][member] for member in whole["required"]}
     for path, name in BODIES.items():
         for member, schema in {"": schemas[name], **schemas[name]["properties"]}.items():
             whole = {**schema, "components": raw_schema["components"]}
