@@ -27,7 +27,8 @@ ONNXRUNTIME := $(CARGO_TARGET_DIR)/onnxruntime
 .DEFAULT_GOAL := help
 .PHONY: help build portable onnxruntime install export demo demo-program demo-triton test test-export test-cpp test-go \
     test-java test-triton \
-    conformance lint format clippy bench bench-serve bench-sessions bench-neighbours bench-ways evaluate bench-cuda header clean
+    conformance lint format clippy bench bench-serve bench-sessions bench-neighbours bench-ways evaluate bench-cuda \
+    header clean
 # Cargo uses all cores by itself, and its targets would wait for each other.
 .NOTPARALLEL:
 

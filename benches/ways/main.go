@@ -119,8 +119,9 @@ func compare(names []string, ways map[string]way, all [][]byte, rounds int) erro
 	}
 	for _, name := range names {
 		of := results[name]
-		fmt.Printf("| %d | %s | %.0f | %.2f (%.2f–%.2f) | %.0f ms |\n", len(all), name, median(of.speeds), median(of.ratios),
-			slices.Min(of.ratios), slices.Max(of.ratios), float64(median(of.firsts))/1e6)
+		least, most := slices.Min(of.ratios), slices.Max(of.ratios)
+		fmt.Printf("| %d | %s | %.0f | %.2f (%.2f–%.2f) | %.0f ms |\n", len(all), name, median(of.speeds),
+			median(of.ratios), least, most, float64(median(of.firsts))/1e6)
 	}
 	return nil
 }

@@ -112,6 +112,8 @@ func overHTTP(url string, streams bool) func(int, []byte, func()) (int, error) {
 
 // overGRPC asks Triton. Each client has a connection and a stream that stay open.
 func overGRPC(address, model string) func(int, []byte, func()) (int, error) {
+	type input = wire.ModelInferRequest_InferInputTensor
+	type output = wire.ModelInferRequest_InferRequestedOutputTensor
 	type stream = grpc.BidiStreamingClient[wire.ModelInferRequest, wire.ModelStreamInferResponse]
 	var mutex sync.Mutex
 	streams := map[int]stream{}
@@ -136,9 +138,9 @@ func overGRPC(address, model string) func(int, []byte, func()) (int, error) {
 		text := append(binary.LittleEndian.AppendUint32(nil, uint32(len(body))), body...)
 		err = stream.Send(&wire.ModelInferRequest{
 			ModelName:        model,
-			Inputs:           []*wire.ModelInferRequest_InferInputTensor{{Name: "request", Datatype: "BYTES", Shape: []int64{1}}},
+			Inputs:           []*input{{Name: "request", Datatype: "BYTES", Shape: []int64{1}}},
 			RawInputContents: [][]byte{text},
-			Outputs:          []*wire.ModelInferRequest_InferRequestedOutputTensor{{Name: "text_output"}, {Name: "tokens"}},
+			Outputs:          []*output{{Name: "text_output"}, {Name: "tokens"}},
 		})
 		for tokens := 0; ; {
 			if err != nil {
