@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 DEMO = ROOT / "models" / "demo" / "engine.json"
 JAR = ROOT / "bindings" / "java" / "examples" / "server" / "target" / "cosrt-server-0.1.0.jar"
-SERVERS = {"C++": [TARGET / "cpp" / "server"], "Go": [TARGET / "go-server"], "Java": ["java", "-jar", JAR]}
+SERVERS = {"C++": [TARGET / "cpp" / "server"], "Go": [TARGET / "ways-go"], "Java": ["java", "-jar", JAR]}
 
 
 def module(path):
@@ -27,6 +27,8 @@ def main():
     parser.add_argument("--only", default="C++,Go,Java,Triton", help="ways, by comma")
     arguments, others = parser.parse_known_args()
     only = arguments.only.split(",")
+    # The library in Java's jar has no ONNX Runtime beside it.
+    os.environ.setdefault("ORT_DYLIB_PATH", str(next((TARGET / "onnxruntime").glob("libonnxruntime.so.*"))))
     with contextlib.ExitStack() as stack:
         ways = []
         for name, command in SERVERS.items():
