@@ -25,6 +25,7 @@
 #include <thread>
 
 #include "cos.hpp"
+#include "cos_driver.hpp"
 #include "httplib.h"
 #include "json.hpp"
 
@@ -149,20 +150,23 @@ std::pair<int, std::string> refusal() {
 
 /// A request that waits or runs.
 struct Job {
-    cosrt::Request request;
+    std::optional<cosrt::Request> request;  // while it waits
+    std::size_t choices;
     std::function<bool()> client_left;
     std::string path;
     cosrt::RequestStatus status;
-    std::optional<std::string> first{};  // what the first step of a stream added, until it is sent
+    std::shared_ptr<cosrt::DrivenRequest> driven{};  // while it runs
+    std::optional<std::string> first{};               // the first piece of a stream, until it is sent
     steady_clock::time_point arrived = steady_clock::now(), began{}, told{};
     bool runs = false, left = false, ended = false;
 
-    /// Takes a step, and returns what is to be sent.
-    std::string_view advance() {
-        status = request.step().value();
+    /// Waits for what is to be sent next.
+    std::string advance() {
+        cosrt::Piece piece = driven->next().value();
+        status = piece.status;
         if (told == steady_clock::time_point{}) told = steady_clock::now();
         if (status.state == cosrt::RequestState::cancelled) throw Problem{499, "the client left"};
-        return request.answer().value();
+        return std::move(piece.text);
     }
 };
 
@@ -253,7 +257,7 @@ public:
         for (const auto& job : jobs_) {
             if (job->left || !job->client_left()) continue;
             job->left = any = true;
-            static_cast<void>(job->request.cancel());
+            if (job->driven) job->driven->cancel();
         }
         if (any) turn_.notify_all();
         return !draining || !jobs_.empty();
@@ -322,9 +326,10 @@ private:
             terms.max_tokens = static_cast<std::uint32_t>(options_["--max-tokens"]);
             auto request = cosrt::Request::start(engine_, in.body, terms).value();
             const auto status = request.status().value();
-            job = std::make_shared<Job>(Job{std::move(request), in.is_connection_closed, in.path, status});
+            const std::size_t choices = request.choices();
+            job = std::make_shared<Job>(Job{std::move(request), choices, in.is_connection_closed, in.path, status});
             wait(job);
-            std::string said(job->advance());  // an error of the first step of a stream is an answer with a status
+            std::string said = job->advance();  // an error of the first step of a stream is an answer with a status
             if (job->status.streams) {
                 job->first = std::move(said);
                 const auto next = [this, job](std::size_t, httplib::DataSink& sink) { return stream(job, sink); };
@@ -365,7 +370,7 @@ private:
         std::unique_lock lock(mutex_);
         if (draining) throw Problem{503, "the server is shutting down", "server_error"};
         const auto most = static_cast<std::size_t>(options_["--max-sessions"]);
-        const auto room = [&] { return decoding_ + job->request.choices() <= most; };
+        const auto room = [&] { return decoding_ + job->choices <= most; };
         if (!waiting_.empty() || !room()) {
             if (waiting_.size() >= static_cast<std::size_t>(options_["--queue"])) throw too_many();
         }
@@ -373,9 +378,12 @@ private:
         waiting_.push_back(job.get());
         turn_.wait(lock, [&] { return job->left || (waiting_.front() == job.get() && room()); });
         waiting_.remove(job.get());
-        if (!job->left) job->runs = true, decoding_ += job->request.choices();
         job->began = steady_clock::now();
         turn_.notify_all();
+        if (job->left) throw Problem{499, "the client left"};
+        job->runs = true, decoding_ += job->choices;
+        job->driven = driver_.start(std::move(*job->request));
+        job->request.reset();
     }
 
     /// Ends a request. Only the first end counts.
@@ -383,14 +391,15 @@ private:
         const std::unique_lock lock(mutex_);
         if (std::exchange(job->ended, true)) return;
         jobs_.remove(job);
-        if (job->runs) decoding_ -= job->request.choices();
+        if (job->runs) decoding_ -= job->choices;
+        if (job->driven) job->driven->cancel();  // if the client has left in the midst of it
         turn_.notify_all();
         const auto ms = [&](steady_clock::time_point until) {
             const bool known = until != steady_clock::time_point{};
             return known ? std::chrono::duration<double, std::milli>(until - job->arrived).count() : 0;
         };
         count(status, {{"path", job->path},
-                       {"choices", job->request.choices()},
+                       {"choices", job->choices},
                        {"prompt_tokens", job->status.prompt_tokens},
                        {"completion_tokens", job->status.completion_tokens},
                        {"wait_ms", ms(job->began)},
@@ -425,6 +434,7 @@ private:
 
     const Options options_;
     const cosrt::Engine engine_;
+    cosrt::Driver driver_;
     const std::string model_;
     std::vector<std::string> keys_;
     Rates rates_;
