@@ -58,8 +58,8 @@ onnxruntime: ## fetch ONNX Runtime into the target folder, where libcos.so finds
 install: $(BUILT) ## install the library and ONNX Runtime, for C and C++: PREFIX=, DESTDIR=, WITH_ONNXRUNTIME=0
 	install -d "$(DESTDIR)$(INCLUDEDIR)" "$(DESTDIR)$(LIBDIR)/pkgconfig" "$(DESTDIR)$(LIBDIR)/cmake/cos"
 	install -m 644 include/cos.h bindings/cpp/cos.hpp bindings/cpp/cos_best.hpp bindings/cpp/cos_driver.hpp \
-	    bindings/cpp/cos_options.hpp bindings/cpp/cos_request.hpp bindings/cpp/cos_result.hpp bindings/cpp/cos_step.hpp \
-	    "$(DESTDIR)$(INCLUDEDIR)"
+	    bindings/cpp/cos_options.hpp bindings/cpp/cos_request.hpp bindings/cpp/cos_result.hpp \
+	    bindings/cpp/cos_step.hpp "$(DESTDIR)$(INCLUDEDIR)"
 	install -m 755 "$(RELEASE)/libcos.so" "$(DESTDIR)$(LIBDIR)/libcos.so.$(VERSION)"
 	ln -sf libcos.so.$(VERSION) "$(DESTDIR)$(LIBDIR)/$(SONAME)"
 	ln -sf $(SONAME) "$(DESTDIR)$(LIBDIR)/libcos.so"

@@ -266,7 +266,8 @@
 #define COS_ORIGIN_REPLACED 2
 
 /**
- * The only token that the constraint allowed.
+ * The only token that the constraint allowed. With log_probabilities_before, such a token takes rows and counts as any
+ * other.
  */
 #define COS_ORIGIN_FORCED 3
 

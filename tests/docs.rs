@@ -48,7 +48,7 @@ const FRAGMENT_OF_C: [&str; 2] = [
      size_t prompt_count)",
 ];
 const FRAGMENT_OF_CPP: [&str; 2] = [
-    "#include <iostream>\n#include <vector>\n#include \"cos.hpp\"\n",
+    "#include <iostream>\n#include <vector>\n#include \"cos.hpp\"\n#include \"cos_driver.hpp\"\n",
     "int fragment(const cosrt::Engine& engine, cosrt::Session& session, cosrt::TextStream& text, \
      const std::vector<cosrt::Token>& prompt)",
 ];

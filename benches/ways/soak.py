@@ -11,10 +11,11 @@ import json
 import pathlib
 import random
 import sys
+import tempfile
 import threading
 import time
 
-from run import ROOT, SERVERS, TARGET, module
+from run import DEMO, ROOT, SERVERS, TARGET, module
 
 sys.path.insert(0, str(ROOT / "bindings" / "triton" / "gateway" / "tests"))
 
@@ -74,6 +75,14 @@ def ask(port, random, counts):
         connection.close()
 
 
+def bounded():
+    """The engine of the demo with small caches. By default they may grow to half of the free memory."""
+    engine = json.loads(DEMO.read_text(encoding="utf-8"))
+    for model in engine["models"]:
+        model |= {"path": str(DEMO.parent / model["path"]), "cache_bytes": 64 << 20}
+    return engine
+
+
 def memory(process):
     status = pathlib.Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
@@ -88,11 +97,14 @@ def main():
     arguments = parser.parse_args()
     counts, faults, stop = collections.Counter(), [], threading.Event()
     with contextlib.ExitStack() as stack:
-        server = module("tests/servers").Server([str(part) for part in SERVERS["C++"]], 32, queue=64)
+        config = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) / "engine.json"
+        config.write_text(json.dumps(bounded()), encoding="utf-8")
+        server = module("tests/servers").Server([str(part) for part in SERVERS["C++"]], 32, config, queue=64)
         stack.callback(server.close)
         processes, ports = {"C++ server": server.process}, {"C++ server": server.port}
         if not arguments.no_triton:
-            triton = module("bindings/triton/tests").Triton(engine={"parameters": {"max_sessions": 32}})
+            triton = module("bindings/triton/tests").Triton(
+                engine={"engine": bounded(), "parameters": {"max_sessions": 32}})
             stack.callback(triton.close)
             from gateway import Gateway
             gateway = Gateway([f"127.0.0.1:{triton.grpc}"], model="engine")

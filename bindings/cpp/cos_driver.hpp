@@ -28,8 +28,8 @@ class DrivenRequest {
 public:
     explicit DrivenRequest(Request request) : request_(std::move(request)) {}
 
-    /// Wait until there is something to send, or the request has ended. Errors: those of Request::step(). For one thread
-    /// at a time.
+    /// Wait until there is something to send, or the request has ended. For one thread at a time. Errors: those of
+    /// Request::step().
     Result<Piece> next() {
         std::unique_lock lock(mutex_);
         changed_.wait(lock, [this] { return !text_.empty() || error_ || !status_.open(); });

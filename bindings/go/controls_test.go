@@ -239,7 +239,7 @@ func TestBiasPenaltiesAndBans(t *testing.T) {
 
 func TestOrigins(t *testing.T) {
 	engine := newEngine(t, tiny)
-	options := cos.Options{Strategy: cos.StrategyCos, Temperature: 1, Seed: 3, MaxTokens: 40, StopTokens: []int32{}}
+	options := cos.Options{Strategy: cos.StrategyCoS, Temperature: 1, Seed: 3, MaxTokens: 40, StopTokens: []int32{}}
 	session := newSession(t, engine, options)
 	if err := session.Prompt([]int32{1, 2, 3}); err != nil {
 		t.Fatal(err)

@@ -426,6 +426,7 @@ impl<C: Chance> Decoder<C> {
             }
             // A round that was cancelled before it began has committed nothing either.
             self.start = self.schedule.committed();
+            self.state.tell_nothing();
         }
     }
 

@@ -326,6 +326,8 @@ impl<C: Chance> Rows<'_, C> {
         }
         self.state.weigh(position)?;
         let route = self.is_routed.then(|| self.route(position));
+        // The model whose distribution is the target, if it is one model's.
+        let alone = route.or(self.state.settings.combination.single());
         let is_observed = learner(&mut self.state.observer).is_some();
         let mut front = self.state.front(position, self.workspace)?;
         let target = front.target(route)?;
@@ -346,10 +348,9 @@ impl<C: Chance> Rows<'_, C> {
         state.counters.tested += u64::from(draft.is_some());
         state.counters.accepted += u64::from(accepted);
         draft.into_iter().for_each(|draft| state.tested.count(draft, accepted));
-        state.origins.push(match (draft, target) {
-            (Some(draft), _) => Origin::tested(draft, accepted),
-            (None, Target::Row(model)) => Origin::drawn(Some(model)),
-            (None, _) => Origin::drawn(None),
+        state.origins.push(match draft {
+            Some(draft) => Origin::tested(draft, accepted),
+            None => Origin::drawn(alone),
         });
         if let Target::Token(best) = target {
             state.counters.near_ties += u64::from(best.is_near_tie());

@@ -36,7 +36,8 @@ pub const COS_ORIGIN_DRAWN: i32 = 0;
 pub const COS_ORIGIN_ACCEPTED: i32 = 1;
 /// Drawn in place of a proposal that was rejected.
 pub const COS_ORIGIN_REPLACED: i32 = 2;
-/// The only token that the constraint allowed.
+/// The only token that the constraint allowed. With log_probabilities_before, such a token takes rows and counts as any
+/// other.
 pub const COS_ORIGIN_FORCED: i32 = 3;
 
 /// How a token came about.

@@ -70,7 +70,8 @@ type failure struct {
 func (f *failure) Error() string { return f.message }
 
 var (
-	errPath    = &failure{404, "invalid_request_error", "", "there is nothing at this path for this method"}
+	errPath    = &failure{404, "invalid_request_error", "", "there is nothing at this path"}
+	errMethod  = &failure{405, "invalid_request_error", "", "this path has other methods; see the header Allow"}
 	errModel   = &failure{404, "invalid_request_error", "model_not_found", "there is no such model"}
 	errSlow    = &failure{408, "invalid_request_error", "", "the body did not come in time"}
 	errLarge   = &failure{413, "invalid_request_error", "", "the body is too large"}

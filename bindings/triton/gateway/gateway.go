@@ -11,9 +11,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -44,8 +46,9 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.complete(a, r, "completion")
 	case method == "POST" && path == "/v1/chat/completions":
 		g.complete(a, r, "chat")
-	case method != "GET" && method != "HEAD":
-		a.fail(errPath)
+	case len(methods(path)) > 0 && !slices.Contains(methods(path), method):
+		a.Header().Set("Allow", strings.Join(methods(path), ", "))
+		a.fail(errMethod)
 	case path == "/v1/models":
 		a.json(200, object{"object": "list", "data": []object{model}})
 	case path == "/v1/models/"+g.fleet.model:
@@ -65,10 +68,22 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// methods are those of a path. There are none if nothing is there.
+func methods(path string) []string {
+	switch {
+	case path == "/v1/completions", path == "/v1/chat/completions":
+		return []string{"POST"}
+	case path == "/v1/models", path == "/health", path == "/ready", path == "/metrics",
+		strings.HasPrefix(path, "/v1/models/"):
+		return []string{"GET", "HEAD"}
+	}
+	return nil
+}
+
 // complete answers a request for a text, and tells the log.
 func (g *gateway) complete(a *answer, r *http.Request, endpoint string) {
 	id := r.Header.Get("X-Request-Id")
-	if id == "" || len(id) > 128 {
+	if id == "" || len(id) > 128 || !utf8.ValidString(id) {
 		id = rand.Text()
 	}
 	a.Header().Set("X-Request-Id", id)

@@ -69,11 +69,16 @@ void Driver::take(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* 
         terms.max_choices = static_cast<std::uint32_t>(limits_.max_sessions);
         terms.max_prompt_tokens = limits_.max_prompt_tokens, terms.max_tokens = limits_.max_tokens;
         auto decoded = cosrt::Request::start(engine_, text_of(asked.body), terms).value();
-        const auto job = std::make_shared<Job>(std::move(decoded), std::move(turn));
+        const auto job = std::make_shared<Job>(std::move(decoded));
         const std::lock_guard lock(mutex_);
-        held_.push_back(instance);
         arrived_.push_back(job);
-        job->exchange = std::move(exchange);
+        try {
+            held_.push_back(instance);
+        } catch (...) {
+            arrived_.pop_back();
+            throw;
+        }
+        job->exchange = std::move(exchange), job->turn = std::move(turn);
         queued_++;
     } catch (...) {
         const Failure failure = current_failure();

@@ -20,11 +20,6 @@ const char* reason_of(cosrt::Finish finish) {
 }
 
 template <typename List>
-void append(List& to, const List& from) {
-    to.insert(to.end(), from.begin(), from.end());
-}
-
-template <typename List>
 std::int64_t length(const List& list) {
     return static_cast<std::int64_t>(list.size());
 }
@@ -62,39 +57,7 @@ void add_choices(Exchange& exchange, const News& news) {
 
 }  // namespace
 
-bool News::any() const {
-    return !answer.empty() || std::any_of(choices.begin(), choices.end(), [](const Told& told) { return told.any(); });
-}
-
-void News::join(News& later) {
-    if (!any()) {
-        std::swap(*this, later);
-        return;
-    }
-    for (std::size_t i = 0; i < choices.size(); i++) {
-        Told& to = choices[i];
-        const Told& from = later.choices[i];
-        to.text += from.text;
-        append(to.tokens, from.tokens), append(to.log_probabilities, from.log_probabilities);
-        append(to.top_tokens, from.top_tokens), append(to.top_log_probabilities, from.top_log_probabilities);
-        to.finish = from.finish;
-    }
-    top = std::max(top, later.top);
-    answer += later.answer;
-    std::copy(std::begin(later.usage), std::end(later.usage), usage);
-}
-
-void News::clear() {
-    for (Told& told : choices) {
-        told.text.clear(), told.tokens.clear(), told.top_tokens.clear();
-        told.log_probabilities.clear(), told.top_log_probabilities.clear();
-        told.finish = cosrt::Finish::none;
-    }
-    answer.clear(), top = 0;
-}
-
-Job::Job(cosrt::Request decoded, Turn of)
-    : request(std::move(decoded)), turn(std::move(of)), choices(request.choices()), arrived(now()) {
+Job::Job(cosrt::Request decoded) : request(std::move(decoded)), choices(request.choices()), arrived(now()) {
     news_.choices.resize(choices);
 }
 
@@ -132,8 +95,9 @@ void Sender::fail(const std::shared_ptr<Job>& job, const Failure& failure) {
 
 /// The lock is held.
 void Sender::put(const std::shared_ptr<Job>& job) {
-    if (std::exchange(job->queued_, true)) return;
+    if (job->queued_) return;
     queue_.push_back(job);
+    job->queued_ = true;
     changed_.notify_one();
 }
 
@@ -150,7 +114,8 @@ void Sender::run() {
         news.clear();
         std::swap(job->news_, news);
         const bool last = job->closed_;
-        std::optional<Failure> failure = job->failure_;
+        std::optional<Failure> failure;
+        if (last) std::swap(failure, job->failure_);
         lock.unlock();
 
         try {

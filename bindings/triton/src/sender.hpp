@@ -10,39 +10,14 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <string>
 #include <thread>
-#include <vector>
 
 #include "metrics.hpp"
+#include "news.hpp"
 #include "sequences.hpp"
 #include "triton.hpp"
 
 namespace triton {
-
-/// What is to be told of a choice.
-struct Told {
-    std::string text;
-    std::vector<std::int32_t> tokens, top_tokens;
-    std::vector<float> log_probabilities, top_log_probabilities;
-    cosrt::Finish finish = cosrt::Finish::none;
-
-    bool any() const { return !text.empty() || !tokens.empty() || finish != cosrt::Finish::none; }
-};
-
-/// What is to be told of a request, by one response.
-struct News {
-    std::vector<Told> choices;
-    std::size_t top = 0;               ///< Alternatives of each token.
-    std::string answer;                ///< What a server of OpenAI's protocol sends, if that is wanted.
-    std::int32_t usage[2] = {0, 0};    ///< Tokens of the prompts, and those decoded so far.
-
-    bool any() const;
-    /// Adds what came later, whose buffers become those of this one if there was nothing.
-    void join(News& later);
-    /// Keeps the buffers.
-    void clear();
-};
 
 /// A request that is decoded or waits.
 struct Job {
@@ -54,7 +29,7 @@ struct Job {
     /// A response could not be sent, so nobody waits for the rest.
     std::atomic<bool> broken{false};
 
-    Job(cosrt::Request decoded, Turn of);
+    explicit Job(cosrt::Request decoded);
 
 private:
     friend class Sender;

@@ -107,9 +107,12 @@ void Exchange::fail(const Failure& failure) noexcept {
         error = error_of(current_failure());
     }
     TRITONBACKEND_Response* const response = std::exchange(response_, nullptr);
-    if (response) ignore(TRITONBACKEND_ResponseSend(response, TRITONSERVER_RESPONSE_COMPLETE_FINAL, error));
-    else ignore(TRITONBACKEND_ResponseFactorySendFlags(factory_, TRITONSERVER_RESPONSE_COMPLETE_FINAL));
-    ignore(error);
+    TRITONSERVER_Error* const failed =
+        response ? TRITONBACKEND_ResponseSend(response, TRITONSERVER_RESPONSE_COMPLETE_FINAL, error) : nullptr;
+    if (!response || failed) {
+        ignore(TRITONBACKEND_ResponseFactorySendFlags(factory_, TRITONSERVER_RESPONSE_COMPLETE_FINAL));
+    }
+    ignore(failed), ignore(error);
     end(false);
 }
 

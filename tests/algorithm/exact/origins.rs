@@ -56,6 +56,13 @@ fn origins_are_what_the_counters_count() {
         }
     }
     assert!(replaced > 20, "proposals were rejected");
+    let alone = Combination::mixture(&[1.0, 0.0]).unwrap();
+    for sampling in [Sampling::PLAIN, Sampling::GREEDY] {
+        let way = Way::new(Strategy::Standard, Targets::Combined, &[0, 0]);
+        let models = World::Related.models(2, 3);
+        let mut decoder = decoder(&models, &alone, sampling, &way, &[], 8, CounterRng::new(3));
+        assert!(origins(&mut decoder).iter().all(|origin| *origin == Origin::drawn(Some(0))));
+    }
 }
 
 /// Behind 2 comes 1 for certain.

@@ -142,6 +142,7 @@ type service struct {
 	options
 	patience time.Duration // how long a client may take
 	engine   *cos.Engine
+	driver   cos.Driver
 	model    string
 	started  int64
 	keys     [][sha256.Size]byte // nil: no key is needed
@@ -282,8 +283,9 @@ func (s *service) decode(a *answer, r *http.Request, endpoint cos.Endpoint, e *e
 		return nil, err
 	}
 	defer s.line.leave(e.Choices)
+	driven := s.driver.Start(request)
 	for {
-		status, err := request.Step(r.Context()) // ends when the client leaves
+		status, part, err := driven.Next(r.Context()) // ends when the client leaves
 		if err != nil {
 			return nil, err
 		}
@@ -294,11 +296,10 @@ func (s *service) decode(a *answer, r *http.Request, endpoint cos.Endpoint, e *e
 		if status.Streams {
 			a.kind = eventType
 		}
-		part, err := request.Answer()
-		if err != nil || status.State != cos.RequestOpen {
-			return part, err
+		if status.State != cos.RequestOpen {
+			return part, nil
 		}
-		if len(part) > 0 && a.send(200, part) != nil {
+		if a.send(200, part) != nil {
 			return nil, context.Canceled
 		}
 	}

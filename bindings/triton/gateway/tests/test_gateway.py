@@ -108,12 +108,13 @@ def wrong_requests(fleet):
             (COMPLETION, {**good, "cos": 7, "messages": 8}, 400, None, "cos"),
             (COMPLETION, big, 413, None, "too large"),
             ("/v1/embeddings", good, 404, None, "nothing at this path"), ("/nothing", None, 404, None, "nothing at"),
-            (COMPLETION, None, 404, None, "nothing at"),
+            (COMPLETION, None, 405, None, "other methods"), ("/health", good, 405, None, "other methods"),
             ("/v1/models/x", None, 404, "model_not_found", "no such model")):
         got, _, text = fleet.gateway.ask(path, body)
         error = json.loads(text)["error"]
         equal((got, error["type"], error["code"]), (status, "invalid_request_error", code), f"{path} {str(body)[:80]}")
         expect(says in error["message"], text)
+    equal(fleet.gateway.ask(COMPLETION, good, **{"X-Request-Id": "caf\xe9"})[0], 200, "an id that is not UTF-8")
     equal(fleet.ready(), REPLICAS, "replicas behind wrong requests")
     expect(all(entry["tries"] <= 1 for entry in fleet.gateway.entries()), "a wrong request is tried twice")
 

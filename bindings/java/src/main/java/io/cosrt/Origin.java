@@ -13,22 +13,30 @@ public record Origin(Kind kind, int model) {
     /** The ways in which tokens come about. */
     public enum Kind {
         /** Drawn from the target distribution, where nothing was proposed. */
-        DRAWN,
+        DRAWN(0),
         /** Proposed, and accepted. */
-        ACCEPTED,
+        ACCEPTED(1),
         /** Drawn in place of a proposal that was rejected. */
-        REPLACED,
+        REPLACED(2),
         /** The only token that the constraint allowed. */
-        FORCED;
+        FORCED(3);
 
-        private static final Kind[] BY_NUMBER = values();
+        private static final Kind[] ALL = values(); // because values() makes a copy, and every token needs its kind
+
+        private final int number;
+
+        Kind(int number) {
+            this.number = number;
+        }
     }
 
     static Origin of(int kind, int model) {
-        if (kind < 0 || kind >= Kind.BY_NUMBER.length) {
-            throw new CosException(ErrorCode.UNSUPPORTED, "a token came about in the way " + kind
-                    + ", which this binding does not know; update the binding");
+        for (Kind known : Kind.ALL) {
+            if (known.number == kind) {
+                return new Origin(known, model);
+            }
         }
-        return new Origin(Kind.BY_NUMBER[kind], model);
+        throw new CosException(ErrorCode.UNSUPPORTED, "a token came about in the way " + kind
+                + ", which this binding does not know; update the binding");
     }
 }

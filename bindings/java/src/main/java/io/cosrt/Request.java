@@ -82,9 +82,9 @@ public final class Request extends NativeObject {
     }
 
     /**
-     * Advances many requests by one pass of each model, on the calling thread: for servers where one thread drives all.
-     * Those without news are in the middle of a round. Threads that call {@link #step} at the same time share passes by
-     * themselves.
+     * Advances many requests by one pass of each model, on the calling thread: for servers where one thread drives all,
+     * as a {@link Driver} does. Those without news are in the middle of a round. Threads that call {@link #step} at the
+     * same time share passes by themselves.
      *
      * <p>The requests may belong to several engines. Each has its own news, in their order, and an error of one hurts
      * no other: INVALID_ARGUMENT for null and for a request given twice, BUSY for one in use on another thread, {@link

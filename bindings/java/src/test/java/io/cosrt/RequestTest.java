@@ -39,11 +39,11 @@ class RequestTest {
         return RequestOptions.builder().endpoint(endpoint).model("demo").maxChoices(8).maxPromptTokens(500).build();
     }
 
-    private static Request completion(String members) {
+    static Request completion(String members) {
         return ENGINE.newRequest("{" + REPEATS + PROMPT + ", " + members + "}", COMPLETION);
     }
 
-    private static Request chat(String members) {
+    static Request chat(String members) {
         return ENGINE.newRequest("{" + REPEATS + MESSAGES + ", " + members + "}", CHAT);
     }
 
@@ -52,7 +52,7 @@ class RequestTest {
     }
 
     /** Decodes to the end, and returns all that a server would have sent. */
-    private static String sent(Request request) {
+    static String sent(Request request) {
         try (request) {
             StringBuilder text = new StringBuilder();
             RequestStatus status;
@@ -68,7 +68,7 @@ class RequestTest {
     }
 
     /** The texts of the choices, from a body or from the events of a stream: the pieces of each, joined. */
-    private static List<String> texts(String sent, int choices) {
+    static List<String> texts(String sent, int choices) {
         String[] texts = new String[choices];
         Arrays.fill(texts, "");
         String text = "\"(?:text|content)\":\"((?:[^\"\\\\]|\\\\.)*)\"";
@@ -155,7 +155,7 @@ class RequestTest {
         StringBuilder text = new StringBuilder();
         try (Request request = completion("\"max_tokens\": 20, \"stream\": true, \"stop\": \"" + stop + "\"")) {
             ChoiceNews none = request.choice(0);
-            assertEquals(new ChoiceNews("", new int[0], null, Finish.NONE, List.of(), null), none);
+            assertEquals(new ChoiceNews("", new int[0], null, Finish.NONE, List.of(), null, List.of()), none);
             Finish finish = Finish.NONE;
             while (request.step().isOpen()) {
                 text.append(request.choice(0).text());

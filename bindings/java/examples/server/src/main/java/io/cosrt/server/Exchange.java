@@ -12,7 +12,7 @@ import java.util.concurrent.TimeUnit;
 
 /**
  * A request to a model, from its head to the end of its answer. It lives on the event loop of its connection, which
- * must not wait. Only {@link #run} has a thread of its own.
+ * must not wait. Only {@link #run} has a thread of its own, on which it waits for the server's driver.
  */
 final class Exchange implements Runnable {
     private final Server server;
@@ -104,26 +104,28 @@ final class Exchange implements Runnable {
         }
     }
 
-    /** Decodes, on a thread of the line. */
+    /** Takes what is decoded, on a thread of the line. */
     @Override
     public void run() {
         started = System.nanoTime();
         Buffer rest = Buffer.buffer();
         Throwable failure = null;
         try {
+            Driven driven = server.driver.start(request);
             do {
-                status = request.step();
+                Piece piece = driven.next();
+                status = piece.status();
                 stepped = stepped == 0 ? System.nanoTime() : stepped;
-                rest = Buffer.buffer(request.answer());
-                if (status.streams() && rest.length() > 0) {
+                rest = Buffer.buffer(piece.text());
+                if (status.streams()) {
                     send(rest);
                     rest = Buffer.buffer();
                 }
-            } while (status.isOpen() && !hasLeft);
+            } while (status.isOpen()); // also if the client has left, because the request needs its room until then
         } catch (Throwable e) { // errors too: the client waits for an answer, and others for the room
             failure = e;
         }
-        request.close();
+        request.close(); // if the driver has not
         server.line.end(this);
         if (failure == null) {
             answer(200, rest);
@@ -132,8 +134,11 @@ final class Exchange implements Runnable {
         }
     }
 
-    /** Waits until a part is taken, so that decoding is not faster than the client. One that is too slow is cut off. */
+    /** Waits until a client takes a part, so that parts do not pile up on the way. One that is too slow is cut off. */
     private void send(Buffer part) {
+        if (part.length() == 0 || hasLeft) {
+            return;
+        }
         try {
             if (!response.headWritten()) {
                 response.setChunked(true).putHeader("Content-Type", "text/event-stream");
@@ -142,6 +147,7 @@ final class Exchange implements Runnable {
             response.write(part).await(server.options.number("--timeout"), TimeUnit.SECONDS);
         } catch (Throwable e) {
             hasLeft = true;
+            request.cancel();
             context.request().connection().close();
         }
     }

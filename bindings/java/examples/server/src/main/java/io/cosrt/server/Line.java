@@ -9,7 +9,7 @@ import java.util.concurrent.Executors;
 
 /**
  * Room for choices, and the line of requests that wait for it: first come, first served. A request that waits has no
- * thread. One that runs has a thread of its own, because a step occupies its thread. Steps of all threads share passes.
+ * thread. One that runs has a thread of its own, on which it waits for its tokens and for its client.
  */
 final class Line {
     private final ExecutorService threads = Executors.newCachedThreadPool();

@@ -36,6 +36,7 @@ public final class Server {
 
     final Options options;
     final Engine engine;
+    final Driver driver = new Driver(); // decodes all requests
     final Line line;
     final AtomicLong bodies = new AtomicLong(); // bytes of the bodies that are held
     /** Its workers check bodies. More of them than processors would only take memory. */

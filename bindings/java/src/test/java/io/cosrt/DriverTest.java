@@ -1,0 +1,211 @@
+// Tests the thread that decodes requests.
+
+package io.cosrt;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertSame;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.nio.charset.StandardCharsets;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
+import java.util.stream.IntStream;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.Timeout;
+
+/** A driver, whose requests must say what they say without one. */
+@Timeout(120)
+class DriverTest {
+    private static final String LONG = "\"max_tokens\": 400, \"ignore_eos\": true, \"stream\": true";
+
+    /** Takes all pieces. */
+    private static String sent(Driven driven) throws InterruptedException {
+        StringBuilder text = new StringBuilder();
+        Piece piece;
+        do {
+            piece = driven.next();
+            String added = new String(piece.text(), StandardCharsets.UTF_8);
+            boolean isWhole = piece.status().streams() || piece.status().isOpen() == added.isEmpty();
+            assertTrue(isWhole, "a body comes at the end");
+            text.append(added);
+        } while (piece.status().isOpen());
+        assertEquals(RequestState.DONE, piece.status().state());
+        assertEquals(new Piece(piece.status(), new byte[0]), driven.next(), "after the end");
+        return text.toString();
+    }
+
+    private static RequestState end(Driven driven) throws InterruptedException {
+        RequestStatus status;
+        do {
+            status = driven.next().status();
+        } while (status.isOpen());
+        return status.state();
+    }
+
+    private static void assertClosed(Request request) {
+        assertThrows(IllegalStateException.class, request::choices);
+    }
+
+    @Test
+    void theTextIsThatOfStep() throws Exception {
+        try (Driver driver = new Driver()) {
+            for (String members : new String[] {"\"max_tokens\": 24", "\"max_tokens\": 12, \"n\": 3"}) {
+                int choices = members.endsWith("3") ? 3 : 1;
+                for (String stream : new String[] {"", ", \"stream\": true"}) {
+                    List<String> alone = RequestTest.texts(RequestTest.sent(RequestTest.completion(members)), choices);
+                    Request request = RequestTest.completion(members + stream);
+                    String sent = sent(driver.start(request));
+                    assertEquals(!stream.isEmpty(), sent.endsWith("data: [DONE]\n\n"), sent);
+                    assertEquals(alone, RequestTest.texts(sent, choices));
+                    assertClosed(request);
+                }
+            }
+        }
+    }
+
+    @Test
+    void manyAtOnce() throws Exception {
+        int count = 12;
+        ExecutorService threads = Executors.newFixedThreadPool(count);
+        try (Driver driver = new Driver()) {
+            List<List<String>> alone = new ArrayList<>();
+            List<Future<List<String>>> together = new ArrayList<>();
+            for (int index = 0; index < count; index++) {
+                String members = "\"n\": 2, \"max_tokens\": " + (4 + index) + ", \"stream\": " + (index % 2 == 1);
+                boolean isChat = index % 3 == 0;
+                alone.add(RequestTest.texts(RequestTest.sent(
+                        isChat ? RequestTest.chat(members) : RequestTest.completion(members)), 2));
+                together.add(threads.submit(() -> RequestTest.texts(sent(driver.start(
+                        isChat ? RequestTest.chat(members) : RequestTest.completion(members))), 2)));
+            }
+            for (int index = 0; index < count; index++) {
+                assertEquals(alone.get(index), together.get(index).get());
+            }
+        }
+        threads.shutdown();
+    }
+
+    /** A piece has the text of all steps since the last one, and nothing is lost if nobody takes it. */
+    @Test
+    void piecesWaitForThoseWhoTakeThem() throws Exception {
+        String members = "\"max_tokens\": 24, \"stream\": true";
+        String alone = RequestTest.sent(RequestTest.completion(members));
+        try (Driver driver = new Driver()) {
+            Request request = RequestTest.completion(members);
+            Driven driven = driver.start(request);
+            while (!driven.isEnded()) {
+                Thread.sleep(1);
+            }
+            Piece piece = driven.next();
+            assertFalse(piece.status().isOpen());
+            String text = new String(piece.text(), StandardCharsets.UTF_8);
+            assertEquals(RequestTest.texts(alone, 1), RequestTest.texts(text, 1));
+        }
+    }
+
+    @Test
+    void cancelledRequestsEnd() throws Exception {
+        String members = "\"max_tokens\": 24, \"n\": 2, \"stream\": true";
+        List<String> alone = RequestTest.texts(RequestTest.sent(RequestTest.completion(members)), 2);
+        try (Driver driver = new Driver()) {
+            for (int round = 0; round < 6; round++) {
+                Driven other = driver.start(RequestTest.completion(members));
+                Request request = RequestTest.completion(LONG);
+                Driven driven = driver.start(request);
+                if (round % 2 == 1) {
+                    driven.next();
+                }
+                Thread.sleep(2L * round);
+                driven.cancel();
+                assertEquals(RequestState.CANCELLED, end(driven));
+                assertClosed(request);
+                driven.cancel();
+                assertEquals(RequestState.CANCELLED, end(driven));
+                assertEquals(alone, RequestTest.texts(sent(other), 2));
+            }
+        }
+    }
+
+    /** Requests that find no memory have an error of their own. The others go on. */
+    @Test
+    void anErrorEndsOneRequest() throws Exception {
+        String model = "{\"path\": \"models/demo/%s\", \"context_length\": 512, \"cache_bytes\": 4194304}";
+        String config = "{\"models\": [" + model.formatted("base") + ", " + model.formatted("math") + "], "
+                + "\"combine\": {\"kind\": \"weighted\", \"weights\": [0.5, 0.5]}, \"when_full\": \"refuse\"}";
+        RequestOptions options = RequestOptions.builder().build();
+        try (Engine engine = Engine.fromJson(config); Driver driver = new Driver()) {
+            List<Request> requests = IntStream.range(0, 12).mapToObj(index -> engine.newRequest(
+                    "{\"prompt\": " + IntStream.generate(() -> 300 + index).limit(300).boxed().toList()
+                    + ", \"max_tokens\": 24, \"stream\": " + (index % 2 == 1) + "}", options)).toList();
+            List<Driven> all = requests.stream().map(driver::start).toList();
+            int done = 0;
+            for (Driven driven : all) {
+                try {
+                    sent(driven);
+                    done++;
+                } catch (CosException error) {
+                    assertEquals(503, error.httpStatus());
+                    assertSame(error, assertThrows(CosException.class, driven::next));
+                }
+            }
+            assertTrue(0 < done && done < all.size(), done + " are done");
+            requests.forEach(DriverTest::assertClosed);
+        }
+    }
+
+    @Test
+    void closingCancelsWhatIsLeft() throws Exception {
+        Driver driver = new Driver();
+        List<Request> requests = IntStream.range(0, 4).mapToObj(index -> RequestTest.completion(LONG)).toList();
+        List<Driven> all = requests.stream().map(driver::start).toList();
+        all.get(0).next();
+        Thread.currentThread().interrupt();
+        driver.close();
+        assertTrue(Thread.interrupted());
+        requests.forEach(DriverTest::assertClosed);
+        for (Driven driven : all) {
+            assertEquals(RequestState.CANCELLED, end(driven));
+        }
+        driver.close();
+        try (Request late = RequestTest.completion("\"max_tokens\": 2")) {
+            assertThrows(IllegalStateException.class, () -> driver.start(late));
+            assertTrue(late.step().streams() || late.choices() == 1, "it stays the caller's");
+        }
+    }
+
+    @Test
+    void requestsThatCannotBegin() {
+        try (Driver driver = new Driver()) {
+            assertThrows(NullPointerException.class, () -> driver.start(null));
+            Request closed = RequestTest.completion("\"n\": 1");
+            closed.close();
+            assertThrows(IllegalStateException.class, () -> driver.start(closed));
+        }
+    }
+
+    /** One that waits for a piece may be interrupted, and its request goes on. A request may also be closed. */
+    @Test
+    void waitingMayEndBefore() throws Exception {
+        try (Driver driver = new Driver()) {
+            Request request = RequestTest.completion("\"max_tokens\": 24");
+            Driven driven = driver.start(request);
+            Thread.currentThread().interrupt();
+            assertThrows(InterruptedException.class, driven::next);
+            assertEquals(1, RequestTest.texts(sent(driven), 1).size());
+
+            request = RequestTest.completion(LONG);
+            driven = driver.start(request);
+            request.close();
+            try {
+                assertEquals(RequestState.CANCELLED, end(driven));
+            } catch (IllegalStateException closed) {
+                // It was closed between two steps.
+            }
+        }
+    }
+}
