@@ -46,7 +46,8 @@ RUNS = {
 
 def environment():
     """The program of schemathesis, or why there is none."""
-    venv = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"), "servers-fuzz-venv")
+    # The program runs in another folder.
+    venv = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"), "servers-fuzz-venv").absolute()
     made = subprocess.run([ROOT / "scripts" / "make-venv", venv, HERE / "requirements.txt"], text=True,
                           capture_output=True)
     if made.returncode:
