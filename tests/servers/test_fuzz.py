@@ -24,7 +24,7 @@ EXAMPLES = int(os.environ.get("COS_FUZZ_EXAMPLES", 20))
 SEED = os.environ.get("COS_SEED", "1")
 ONLY = os.environ.get("COS_FUZZ_RUNS", "accepted,refused,anything").split(",")
 SESSIONS, TOKENS = 8, 4  # so few tokens that decoding takes little time
-GROWTH = 512 << 20  # bytes that a server may keep: caches and grammars of the library, and the heap of Java
+GROWTH = 1 << 30  # bytes that a server may keep: caches and grammars of the library, the heaps of Java and Go
 KEY = "a-key"
 TEMPLATE = """{% for message in messages %}{{ message.role ~ ": " ~ message.content ~ "\n" }}
 {%- for call in message.tool_calls or [] %}{{ call | tojson }}{% endfor %}{% endfor %}
