@@ -2,7 +2,7 @@
 
 COS_FUZZ_EXAMPLES is how many bodies are drawn for each path in each run, beside those that cover every bound of the
 file. COS_SEED draws others. COS_FUZZ_RUNS names runs, by comma, in place of all. The library reads bodies, so all runs
-are needed with one server only.
+are needed with one server only. COS_FUZZ_MIB is how much memory a server may keep.
 """
 
 import concurrent.futures
@@ -24,7 +24,8 @@ EXAMPLES = int(os.environ.get("COS_FUZZ_EXAMPLES", 20))
 SEED = os.environ.get("COS_SEED", "1")
 ONLY = os.environ.get("COS_FUZZ_RUNS", "accepted,refused,anything").split(",")
 SESSIONS, TOKENS = 8, 4  # so few tokens that decoding takes little time
-GROWTH = 1 << 30  # bytes that a server may keep: caches and grammars of the library, the heaps of Java and Go
+# What a server may keep: caches and grammars of the library, and the heap of Java.
+GROWTH = int(os.environ.get("COS_FUZZ_MIB", 512)) << 20
 KEY = "a-key"
 TEMPLATE = """{% for message in messages %}{{ message.role ~ ": " ~ message.content ~ "\n" }}
 {%- for call in message.tool_calls or [] %}{{ call | tojson }}{% endfor %}{% endfor %}

@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import time
 
 from server import DEMO, TARGET
 
@@ -23,7 +22,7 @@ class Library:
     def __init__(self, config=DEMO / "engine.json"):
         self.library = ctypes.CDLL(str(TARGET / "triton" / "backends" / "cos" / "libcos.so.0"))
         self.library.cos_error_message.restype = ctypes.c_char_p
-        for name in ("engine_open", "request_new", "request_step_many", "request_answer"):
+        for name in ("engine_open", "request_new", "request_step", "request_answer"):
             getattr(self.library, f"cos_{name}").restype = ctypes.c_void_p
         self.engine = ctypes.c_void_p()
         self._check(self.library.cos_engine_open(str(config).encode(), ctypes.byref(self.engine)))
@@ -32,33 +31,18 @@ class Library:
         if error:
             raise AssertionError(self.library.cos_error_message(ctypes.c_void_p(error)).decode())
 
-    def answers(self, bodies):
-        """The answers to bodies, decoded in common passes, and the seconds that it took."""
-        requests = (ctypes.c_void_p * len(bodies))()
-        for i, body in enumerate(bodies):
-            options = Options(ctypes.sizeof(Options), 1 if "messages" in body else 0, 0, 0, 0, None)
-            text, request = json.dumps(body).encode(), ctypes.c_void_p()
-            self._check(self.library.cos_request_new(self.engine, ctypes.byref(options), text, len(text),
-                                                     ctypes.byref(request)))
-            requests[i] = request.value
-        answers, start, open_ = [None] * len(bodies), time.monotonic(), list(range(len(bodies)))
-        while open_:
-            running = (ctypes.c_void_p * len(open_))(*(requests[i] for i in open_))
-            statuses = (Status * len(open_))(*(Status(ctypes.sizeof(Status)) for _ in open_))
-            errors = (ctypes.c_void_p * len(open_))()
-            self._check(self.library.cos_request_step_many(running, ctypes.c_size_t(len(open_)), statuses, errors))
-            for i, status, error in zip(list(open_), statuses, errors):
-                self._check(error)
-                if status.state:
-                    text, size = ctypes.c_void_p(), ctypes.c_size_t()
-                    self._check(self.library.cos_request_answer(ctypes.c_void_p(requests[i]), ctypes.byref(text),
-                                                                ctypes.byref(size)))
-                    answers[i] = json.loads(ctypes.string_at(text, size.value))
-                    open_.remove(i)
-        seconds = time.monotonic() - start
-        for request in requests:
-            self.library.cos_request_free(ctypes.c_void_p(request))
-        return answers, seconds
-
     def answer(self, **body):
-        return self.answers([body])[0][0]
+        """The answer to a body."""
+        options = Options(ctypes.sizeof(Options), 1 if "messages" in body else 0, 0, 0, 0, None)
+        text, request = json.dumps(body).encode(), ctypes.c_void_p()
+        self._check(self.library.cos_request_new(self.engine, ctypes.byref(options), text, len(text),
+                                                 ctypes.byref(request)))
+        try:
+            status = Status(ctypes.sizeof(Status))
+            while not status.state:
+                self._check(self.library.cos_request_step(request, ctypes.byref(status)))
+            answer, size = ctypes.c_void_p(), ctypes.c_size_t()
+            self._check(self.library.cos_request_answer(request, ctypes.byref(answer), ctypes.byref(size)))
+            return json.loads(ctypes.string_at(answer, size.value))
+        finally:
+            self.library.cos_request_free(request)
