@@ -25,8 +25,8 @@ SOURCES := Cargo.toml Cargo.lock build.rs $(shell find src kernels -type f)
 ONNXRUNTIME := $(CARGO_TARGET_DIR)/onnxruntime
 
 .DEFAULT_GOAL := help
-.PHONY: help build portable onnxruntime install export demo demo-program demo-triton test test-export test-cpp test-go \
-    test-java test-triton \
+.PHONY: help build portable onnxruntime install export demo demo-page demo-program demo-triton test test-export \
+    test-cpp test-go test-java test-triton \
     conformance lint format clippy bench bench-serve bench-sessions bench-neighbours bench-ways evaluate bench-cuda \
     header clean
 # Cargo uses all cores by itself, and its targets would wait for each other.
@@ -96,6 +96,10 @@ demo: ## watch models decode together, and compare the strategies
 demo-program: build
 	$(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -Iinclude bindings/cpp/examples/demo.cpp -o "$(DEMO)" \
 	    -L"$(RELEASE)" -lcos '-Wl,-rpath,$$ORIGIN/..'
+
+demo-page: onnxruntime build ## watch on a web page which model proposes each token: http://localhost:8080
+	bindings/cpp/test program
+	"$(CARGO_TARGET_DIR)/cpp/server" models/demo/three.json --page bindings/cpp/examples/page.html
 
 demo-triton: onnxruntime build ## watch the real Triton serve the demo models to many clients at once
 	bindings/triton/test demo

@@ -16,6 +16,7 @@
 #include "checks.hpp"
 #include "controls.hpp"
 #include "cos.hpp"
+#include "requests.hpp"
 
 #if __cplusplus >= 202002L
 #include <ranges>
@@ -605,6 +606,7 @@ int main() {
     lifetimes();
     combinations();
     controls();
+    requests();
     threads();
     std::printf("safety: %d checks passed\n", checks.load());
 }

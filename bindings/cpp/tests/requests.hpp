@@ -1,0 +1,100 @@
+// Requests of OpenAI's protocol, and the driver that decodes many.
+
+#ifndef COS_TESTS_REQUESTS_HPP
+#define COS_TESTS_REQUESTS_HPP
+
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "checks.hpp"
+#include "cos.hpp"
+#include "cos_driver.hpp"
+
+namespace requesting {
+
+inline cosrt::Request started(const cosrt::Engine& engine, const std::string& members) {
+    return cosrt::Request::start(engine, R"({"model": "m", "prompt": [1, 2, 3], "seed": 3, "ignore_eos": true, )"
+                                         R"("return_token_ids": true, "cos": {"strategy": "cos"}, )" + members + "}")
+        .value();
+}
+
+/// The part of an answer that does not differ from request to request.
+inline std::string choices(const std::string& answer) { return answer.substr(answer.find("\"choices\"")); }
+
+/// All pieces of a request that a driver decodes.
+inline std::string driven(cosrt::DrivenRequest& of, cosrt::RequestStatus& status) {
+    std::string text;
+    for (status = {}; status.open();) {
+        cosrt::Piece piece = of.next().value();
+        text += piece.text, status = piece.status;
+    }
+    return text;
+}
+
+/// What a driver decodes is what steps decode, whatever others do meanwhile.
+inline void many() {
+    const auto engine = open();
+    const std::string kinds[] = {R"("max_tokens": 20)", R"("max_tokens": 9, "n": 3)", R"("max_tokens": 30)"};
+    cosrt::Driver driver;
+    std::vector<std::thread> threads;
+    for (std::size_t i = 0; i < 12; i++) {
+        threads.emplace_back([&, i] {
+            auto alone = started(engine, kinds[i % 3]);
+            while (alone.step().value().open()) continue;
+            const auto driven_one = driver.start(started(engine, kinds[i % 3]));
+            cosrt::RequestStatus status;
+            EXPECT(choices(driven(*driven_one, status)) == choices(std::string(alone.answer().value())));
+            EXPECT(status.state == cosrt::RequestState::done);
+            EXPECT(status.completion_tokens == alone.status()->completion_tokens);
+            EXPECT(driven_one->next().value().text.empty());  // the end again
+        });
+    }
+    for (std::thread& thread : threads) thread.join();
+    const auto streamed = driver.start(started(engine, R"("max_tokens": 20, "stream": true)"));
+    cosrt::RequestStatus status;
+    const std::string events = driven(*streamed, status);
+    EXPECT(status.streams && events.rfind("data: [DONE]\n\n") + 14 == events.size());
+}
+
+inline void early_ends() {
+    // A text that takes seconds.
+    const auto engine = cosrt::Engine::open("models/demo/engine.json").value();
+    const std::string long_one = R"("max_tokens": 1000, "n": 4, "stream": true)";
+    std::shared_ptr<cosrt::DrivenRequest> left;
+    {
+        cosrt::Driver driver;
+        const auto cancelled = driver.start(started(engine, long_one));
+        const auto other = driver.start(started(engine, R"("max_tokens": 5)"));
+        EXPECT(cancelled->next().value().status.streams);
+        cancelled->cancel();
+        cosrt::RequestStatus status;
+        driven(*cancelled, status);
+        EXPECT(status.state == cosrt::RequestState::cancelled);
+        driven(*other, status);
+        EXPECT(status.state == cosrt::RequestState::done);
+        left = driver.start(started(engine, long_one));
+    }
+    cosrt::RequestStatus status;
+    driven(*left, status);
+    EXPECT(status.state == cosrt::RequestState::cancelled);  // by the end of the driver
+}
+
+inline void wrong_bodies() {
+    const auto engine = open();
+    const auto refused = cosrt::Request::start(engine, R"({"prompt": [1], "n": 0})");
+    EXPECT(!refused && refused.error().status == 400);
+    EXPECT(refused.error().json.find("\"invalid_request_error\"") != std::string::npos);
+}
+
+}  // namespace requesting
+
+inline void requests() {
+    requesting::many();
+    requesting::early_ends();
+    requesting::wrong_bodies();
+}
+
+#endif
