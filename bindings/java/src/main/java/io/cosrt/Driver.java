@@ -10,7 +10,7 @@ import java.util.List;
  * {@link Strategy#AUTO} plans for all requests together. Other threads take what is to be sent when they come to it.
  *
  * <pre>{@code
- * Driven driven = driver.start(engine.newRequest(body, options));
+ * DrivenRequest driven = driver.start(engine.newRequest(body, options));
  * Piece piece;
  * do {
  *     piece = driven.next(); // waits
@@ -23,7 +23,7 @@ import java.util.List;
  */
 public final class Driver implements AutoCloseable {
     private final Thread thread = new Thread(this::run, "cosrt-driver");
-    private final List<Driven> open = new ArrayList<>(); // this object guards it, and the next one
+    private final List<DrivenRequest> open = new ArrayList<>(); // this object guards it, and the next one
     private boolean isClosed;
 
     /** Starts the thread. */
@@ -38,11 +38,11 @@ public final class Driver implements AutoCloseable {
      * @throws CosException          BUSY (another thread uses the request, which stays the caller's), POISONED
      * @throws IllegalStateException the driver is closed, or the request is, which stays the caller's
      */
-    public synchronized Driven start(Request request) {
+    public synchronized DrivenRequest start(Request request) {
         if (isClosed) {
             throw new IllegalStateException("the driver is closed");
         }
-        Driven driven = new Driven(request);
+        DrivenRequest driven = new DrivenRequest(request);
         open.add(driven);
         notifyAll();
         return driven;
@@ -53,7 +53,7 @@ public final class Driver implements AutoCloseable {
     public void close() {
         synchronized (this) {
             isClosed = true;
-            open.forEach(Driven::cancel);
+            open.forEach(DrivenRequest::cancel);
             notifyAll();
         }
         boolean interrupted = false;
@@ -70,9 +70,9 @@ public final class Driver implements AutoCloseable {
     }
 
     private void run() {
-        for (List<Driven> round = next(); !round.isEmpty(); round = next()) {
+        for (List<DrivenRequest> round = next(); !round.isEmpty(); round = next()) {
             try {
-                List<RequestNews> news = Request.stepMany(round.stream().map(Driven::request).toList());
+                List<RequestNews> news = Request.stepMany(round.stream().map(DrivenRequest::request).toList());
                 for (int i = 0; i < round.size(); i++) {
                     round.get(i).tell(news.get(i));
                 }
@@ -83,8 +83,8 @@ public final class Driver implements AutoCloseable {
     }
 
     /** Waits for requests that go on. Returns none once the driver is closed and all have ended. */
-    private synchronized List<Driven> next() {
-        open.removeIf(Driven::isEnded);
+    private synchronized List<DrivenRequest> next() {
+        open.removeIf(DrivenRequest::isEnded);
         while (open.isEmpty() && !isClosed) {
             try {
                 wait();

@@ -5,7 +5,7 @@ package io.cosrt;
 import java.util.Arrays;
 
 /**
- * What a {@link Driven} request has to send. The array is a copy that the caller owns.
+ * What a {@link DrivenRequest} request has to send. The array is a copy that the caller owns.
  *
  * @param status how the request stands
  * @param text   as {@link Request#answer} has it, of all steps since the last piece

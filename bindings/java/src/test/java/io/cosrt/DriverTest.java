@@ -24,7 +24,7 @@ class DriverTest {
     private static final String LONG = "\"max_tokens\": 400, \"ignore_eos\": true, \"stream\": true";
 
     /** Takes all pieces. */
-    private static String sent(Driven driven) throws InterruptedException {
+    private static String sent(DrivenRequest driven) throws InterruptedException {
         StringBuilder text = new StringBuilder();
         Piece piece;
         do {
@@ -39,7 +39,7 @@ class DriverTest {
         return text.toString();
     }
 
-    private static RequestState end(Driven driven) throws InterruptedException {
+    private static RequestState end(DrivenRequest driven) throws InterruptedException {
         RequestStatus status;
         do {
             status = driven.next().status();
@@ -97,7 +97,7 @@ class DriverTest {
         String alone = RequestTest.sent(RequestTest.completion(members));
         try (Driver driver = new Driver()) {
             Request request = RequestTest.completion(members);
-            Driven driven = driver.start(request);
+            DrivenRequest driven = driver.start(request);
             while (!driven.isEnded()) {
                 Thread.sleep(1);
             }
@@ -114,9 +114,9 @@ class DriverTest {
         List<String> alone = RequestTest.texts(RequestTest.sent(RequestTest.completion(members)), 2);
         try (Driver driver = new Driver()) {
             for (int round = 0; round < 6; round++) {
-                Driven other = driver.start(RequestTest.completion(members));
+                DrivenRequest other = driver.start(RequestTest.completion(members));
                 Request request = RequestTest.completion(LONG);
-                Driven driven = driver.start(request);
+                DrivenRequest driven = driver.start(request);
                 if (round % 2 == 1) {
                     driven.next();
                 }
@@ -142,9 +142,9 @@ class DriverTest {
             List<Request> requests = IntStream.range(0, 12).mapToObj(index -> engine.newRequest(
                     "{\"prompt\": " + IntStream.generate(() -> 300 + index).limit(300).boxed().toList()
                     + ", \"max_tokens\": 24, \"stream\": " + (index % 2 == 1) + "}", options)).toList();
-            List<Driven> all = requests.stream().map(driver::start).toList();
+            List<DrivenRequest> all = requests.stream().map(driver::start).toList();
             int done = 0;
-            for (Driven driven : all) {
+            for (DrivenRequest driven : all) {
                 try {
                     sent(driven);
                     done++;
@@ -162,13 +162,13 @@ class DriverTest {
     void closingCancelsWhatIsLeft() throws Exception {
         Driver driver = new Driver();
         List<Request> requests = IntStream.range(0, 4).mapToObj(index -> RequestTest.completion(LONG)).toList();
-        List<Driven> all = requests.stream().map(driver::start).toList();
+        List<DrivenRequest> all = requests.stream().map(driver::start).toList();
         all.get(0).next();
         Thread.currentThread().interrupt();
         driver.close();
         assertTrue(Thread.interrupted());
         requests.forEach(DriverTest::assertClosed);
-        for (Driven driven : all) {
+        for (DrivenRequest driven : all) {
             assertEquals(RequestState.CANCELLED, end(driven));
         }
         driver.close();
@@ -193,7 +193,7 @@ class DriverTest {
     void waitingMayEndBefore() throws Exception {
         try (Driver driver = new Driver()) {
             Request request = RequestTest.completion("\"max_tokens\": 24");
-            Driven driven = driver.start(request);
+            DrivenRequest driven = driver.start(request);
             Thread.currentThread().interrupt();
             assertThrows(InterruptedException.class, driven::next);
             assertEquals(1, RequestTest.texts(sent(driven), 1).size());

@@ -111,7 +111,7 @@ final class Exchange implements Runnable {
         Buffer rest = Buffer.buffer();
         Throwable failure = null;
         try {
-            Driven driven = server.driver.start(request);
+            DrivenRequest driven = server.driver.start(request);
             do {
                 Piece piece = driven.next();
                 status = piece.status();

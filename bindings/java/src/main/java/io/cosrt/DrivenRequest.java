@@ -5,14 +5,14 @@ package io.cosrt;
 import java.io.ByteArrayOutputStream;
 
 /** A request that a {@link Driver} decodes. Any thread may use it at any time. */
-public final class Driven {
+public final class DrivenRequest {
     private final Request request;
     /** This object guards what the driver's thread has brought. */
     private final ByteArrayOutputStream text = new ByteArrayOutputStream();
     private RequestStatus status;
     private RuntimeException error;
 
-    Driven(Request request) {
+    DrivenRequest(Request request) {
         this.request = request;
         status = request.status();
     }
