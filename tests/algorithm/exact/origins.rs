@@ -2,7 +2,7 @@
 
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;
-use cos::decode::decoder::{Alternatives, Decoder, Origin, OriginKind, Settings};
+use cos::decode::decoder::{Alternatives, Decoder, Origin, OriginKind, Settings, Workspace};
 use cos::decode::policy::{Strategy, Targets};
 
 use super::controls::following;
@@ -116,4 +116,19 @@ fn forced_tokens_are_dropped_where_rows_are_wanted() {
             }
         }
     }
+}
+
+/// A round that is cancelled before it begins tells nothing, not what the one before has told.
+#[test]
+fn a_round_without_tokens_has_no_origins() {
+    let combination = Combination::mixture(&[0.5, 0.5]).unwrap();
+    let way = Way::new(Strategy::Standard, Targets::Combined, &[0, 0]);
+    let models = World::Related.models(2, 3);
+    let mut driver = decoder(&models, &combination, Sampling::PLAIN, &way, &[], 8, CounterRng::new(3));
+    driver.prompt(&PROMPT).unwrap();
+    driver.round().unwrap();
+    assert_eq!(driver.origins().len(), 1);
+    let decoder: &mut Decoder<CounterRng> = &mut driver;
+    decoder.failed(&mut Workspace::new(3));
+    assert_eq!((decoder.round().0.len(), decoder.origins().len()), (0, 0));
 }
