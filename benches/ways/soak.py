@@ -121,6 +121,7 @@ def main():
                     ask(ports[name], numbers, counts)
                 except Exception as error:
                     faults.append(f"{name}: {type(error).__name__}: {error}")
+                    print(faults[-1], flush=True)
                     time.sleep(0.1)
 
         threads = [threading.Thread(target=client, args=(name, number), daemon=True)
@@ -139,8 +140,6 @@ def main():
             thread.join(180)
         grown = [name for name, before, end in zip(processes, history[3 * len(history) // 4], history[-1])
                  if end > before * (1 + arguments.growth)]
-        for fault in faults[:20]:
-            print(fault)
         print(f"{len(faults)} faults; grown: {', '.join(grown) or 'none'}")
         sys.exit(bool(faults or grown))
 
