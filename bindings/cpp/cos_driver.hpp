@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <cstddef>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -26,49 +28,75 @@ struct Piece {
 /// A request that a Driver decodes.
 class DrivenRequest {
 public:
-    explicit DrivenRequest(Request request) : request_(std::move(request)) {}
-
     /// Wait until there is something to send, or the request has ended. For one thread at a time. Errors: those of
     /// Request::step().
     Result<Piece> next() {
-        std::unique_lock lock(mutex_);
-        changed_.wait(lock, [this] { return !text_.empty() || error_ || !status_.open(); });
+        std::unique_lock lock(shared_->mutex);
+        changed_.wait(lock, [this] { return !text_.empty() || has_ended(); });
         if (text_.empty() && error_) return *error_;
+        const bool waited = is_full();
         // An error comes behind what was decoded before it.
-        return Piece{status_, std::exchange(text_, {})};
+        Piece piece{status_, std::exchange(text_, {})};
+        lock.unlock();
+        if (waited) shared_->changed.notify_one();
+        return piece;
     }
 
     /// Let the request end soon. From any thread.
-    void cancel() { static_cast<void>(request_.cancel()); }
+    void cancel() {
+        static_cast<void>(request_.cancel());
+        {
+            const std::lock_guard lock(shared_->mutex);
+            cancelled_ = true;
+        }
+        shared_->changed.notify_one();
+    }
 
 private:
     friend class Driver;
+
+    /// What a driver and its requests share, so that a request may outlive its driver.
+    struct Shared {
+        std::mutex mutex;  // guards the requests of the driver, and what they have to send
+        std::condition_variable changed;  // there may be a request to step
+    };
+
+    /// A request with more text than this that nobody has taken is not decoded until it is taken: a client that reads
+    /// slowly costs no more memory.
+    static constexpr std::size_t UNSENT_BYTES = 256 << 10;
+
+    DrivenRequest(Request request, std::shared_ptr<Shared> shared)
+        : request_(std::move(request)), shared_(std::move(shared)) {}
+
+    bool is_full() const { return text_.size() > UNSENT_BYTES; }
+    bool has_ended() const { return error_ || !status_.open(); }
+    bool is_due() const { return cancelled_ || !is_full(); }
 
     /// What a step has brought.
     void tell(const Result<RequestStatus>& status) {
         auto text = request_.answer();
         {
-            const std::lock_guard lock(mutex_);
+            const std::lock_guard lock(shared_->mutex);
             if (!status) error_ = status.error();
             else if (!text) error_ = text.error();
             else status_ = status.value(), text_ += text.value();
-            ended_ = error_ || !status_.open();
-            if (text_.empty() && !ended_) return;
+            if (text_.empty() && !has_ended()) return;
         }
         changed_.notify_all();
     }
 
     Request request_;  // of the driver's thread, but for cancel()
-    bool ended_ = false;  // of the driver's thread
-    std::mutex mutex_;  // guards the next three members
+    const std::shared_ptr<Shared> shared_;  // its mutex guards the next four members
     RequestStatus status_;
     std::string text_;
     std::optional<Error> error_;
+    bool cancelled_ = false;
     std::condition_variable changed_;
 };
 
 /// Decodes requests on a thread of its own, all of them in common passes. So passes wait for no thread of a server, and
-/// `auto` plans for all requests together. Other threads take what is to be sent when they come to it.
+/// `auto` plans for all requests together. Other threads take what is to be sent when they come to it. A request with
+/// more than 256 KiB that nobody has taken waits until they are taken.
 class Driver {
 public:
     Driver() : thread_([this] { run(); }) {}
@@ -76,11 +104,11 @@ public:
     /// Cancels the requests that are left, and waits until they have ended.
     ~Driver() {
         {
-            const std::lock_guard lock(mutex_);
+            const std::lock_guard lock(shared_->mutex);
             stops_ = true;
-            for (const auto& driven : open_) driven->cancel();
+            for (const auto& driven : open_) driven->cancelled_ = true, static_cast<void>(driven->request_.cancel());
         }
-        changed_.notify_one();
+        shared_->changed.notify_one();
         thread_.join();
     }
 
@@ -89,39 +117,44 @@ public:
 
     /// Begin to decode a request. From any thread.
     std::shared_ptr<DrivenRequest> start(Request request) {
-        auto driven = std::make_shared<DrivenRequest>(std::move(request));
+        const std::shared_ptr<DrivenRequest> driven(new DrivenRequest(std::move(request), shared_));
         {
-            const std::lock_guard lock(mutex_);
+            const std::lock_guard lock(shared_->mutex);
             open_.push_back(driven);
         }
-        changed_.notify_one();
+        shared_->changed.notify_one();
         return driven;
     }
 
 private:
     void run() {
-        std::vector<std::shared_ptr<DrivenRequest>> driven;
+        std::vector<std::shared_ptr<DrivenRequest>> due;
         std::vector<Request*> requests;
-        for (;;) {
-            {
-                std::unique_lock lock(mutex_);
-                const auto has_ended = [](const auto& each) { return each->ended_; };
-                open_.erase(std::remove_if(open_.begin(), open_.end(), has_ended), open_.end());
-                changed_.wait(lock, [this] { return stops_ || !open_.empty(); });
-                if (open_.empty()) return;
-                driven = open_;
-            }
+        while (wait_for(due)) {
             requests.clear();
-            for (const auto& each : driven) requests.push_back(&each->request_);
+            for (const auto& driven : due) requests.push_back(&driven->request_);
             const auto statuses = step_requests(requests);
-            for (std::size_t i = 0; i < driven.size(); i++) driven[i]->tell(statuses[i]);
+            for (std::size_t i = 0; i < due.size(); i++) due[i]->tell(statuses[i]);
         }
     }
 
-    std::mutex mutex_;  // guards the next two members
-    std::vector<std::shared_ptr<DrivenRequest>> open_;
+    /// The requests to step. There are none once the driver stops and all requests have ended.
+    bool wait_for(std::vector<std::shared_ptr<DrivenRequest>>& due) {
+        std::unique_lock lock(shared_->mutex);
+        const auto has_ended = [](const auto& driven) { return driven->has_ended(); };
+        open_.erase(std::remove_if(open_.begin(), open_.end(), has_ended), open_.end());
+        due.clear();
+        shared_->changed.wait(lock, [&] {
+            const auto is_due = [](const auto& driven) { return driven->is_due(); };
+            std::copy_if(open_.begin(), open_.end(), std::back_inserter(due), is_due);
+            return !due.empty() || (stops_ && open_.empty());
+        });
+        return !due.empty();
+    }
+
+    const std::shared_ptr<DrivenRequest::Shared> shared_ = std::make_shared<DrivenRequest::Shared>();
+    std::vector<std::shared_ptr<DrivenRequest>> open_;  // the mutex guards this and the next member
     bool stops_ = false;
-    std::condition_variable changed_;
     std::thread thread_;  // the last member: it uses all others
 };
 

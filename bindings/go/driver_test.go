@@ -70,35 +70,63 @@ func TestDriverEndsEarly(t *testing.T) {
 		requests[i] = newRequest(t, cos.EndpointCompletion, long)
 		started = append(started, driver.Start(requests[i]))
 	}
-	if err := requests[0].Cancel(); err != nil {
-		t.Fatal(err)
-	}
+	started[0].Cancel()
 	if _, status, err := driven(t, started[0]); err != nil || status.State != cos.RequestCancelled {
 		t.Error(status, err)
 	}
+	started[0].Cancel()
 	requests[1].Close()
 	if _, _, err := driven(t, started[1]); !errors.Is(err, cos.ErrClosed) {
 		t.Error(err)
 	}
+	// The end of a context ends the waiting, also if there is text, but not the request.
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	for {
-		if _, part, err := started[2].Next(ctx); err != nil {
-			if !errors.Is(err, context.Canceled) {
-				t.Error(err)
-			}
-			break
-		} else if len(part) == 0 {
-			t.Fatal("a piece without text")
+	time.Sleep(10 * time.Millisecond)
+	if _, part, err := started[2].Next(ctx); !errors.Is(err, context.Canceled) || len(part) > 0 {
+		t.Error(string(part), err)
+	}
+	// A request cannot be driven twice.
+	if _, _, err := driver.Start(requests[2]).Next(t.Context()); !errors.Is(err, cos.ErrBusy) {
+		t.Error(err)
+	}
+	for _, each := range started[2:] {
+		if _, status, err := driven(t, each); err != nil || status.State != cos.RequestDone {
+			t.Error(status, err)
 		}
 	}
-	requests[2].Close()
-	if _, status, err := driven(t, started[3]); err != nil || status.State != cos.RequestDone {
-		t.Error(status, err)
+	for _, each := range requests { // the driver has closed them
+		if _, err := each.Status(); !errors.Is(err, cos.ErrClosed) {
+			t.Error(err)
+		}
 	}
 	// A new request starts the goroutine anew.
 	if _, status, err := driven(t, driver.Start(newRequest(t, cos.EndpointCompletion, nil))); err != nil ||
 		status.State != cos.RequestDone {
+		t.Error(status, err)
+	}
+}
+
+// A client that reads slowly holds up its own request alone, and bounds its memory.
+func TestDriverSlowReaders(t *testing.T) {
+	var driver cos.Driver
+	// 800 tokens with about 600 kB.
+	large := members{"stream": true, "max_tokens": 400, "ignore_eos": true, "n": 2, "logprobs": 20}
+	start := func() *cos.DrivenRequest { return driver.Start(newRequest(t, cos.EndpointCompletion, large)) }
+	slow, cancelled := start(), start()
+	if sent, _, err := driven(t, start()); err != nil || len(sent) < 500_000 {
+		t.Error(len(sent), err)
+	}
+	status, part, err := slow.Next(t.Context())
+	if err != nil || status.State != cos.RequestOpen || len(part) < 256<<10 || len(part) > 300<<10 {
+		t.Error(status, len(part), err)
+	}
+	rest, status, err := driven(t, slow)
+	if err != nil || status.State != cos.RequestDone || len(part)+len(rest) < 500_000 || status.CompletionTokens != 800 {
+		t.Error(status, len(rest), err)
+	}
+	cancelled.Cancel()
+	if _, status, err := driven(t, cancelled); err != nil || status.State != cos.RequestCancelled {
 		t.Error(status, err)
 	}
 }

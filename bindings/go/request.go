@@ -10,6 +10,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"unsafe"
 )
 
@@ -96,6 +97,8 @@ type Request struct {
 	news    C.cos_choice_news
 	models  int
 	choices int
+
+	isDriven atomic.Bool // whether a Driver has it
 }
 
 // NewRequest checks a body, which is JSON, and starts what it asks for. Nothing is decoded yet, but all faults of a

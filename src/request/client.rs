@@ -185,6 +185,8 @@ impl ClientRequest {
     fn look_for_cancel(&mut self) {
         if self.canceller.is_asked() && self.end.is_none() {
             self.end = Some(Ok(Status::Cancelled));
+            // Others of the same step find the room.
+            self.choices.iter_mut().for_each(|choice| choice.free(true));
         }
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use cos::config::{Config, FullCache, ModelConfig};
 use cos::decode::decoder::Finish;
 use cos::decode::policy::Strategy;
 use cos::engine::Engine;
@@ -12,7 +13,8 @@ use cos::error::{Error, Result};
 use cos::request::{ClientRequest, Ending, Endpoint, Status, Terms, step_many};
 use cos::rows::Sampler;
 
-use super::demo::engine;
+use super::demo::{demo, engine};
+use crate::common::one_thread;
 
 const PROMPT: &str = "Question: How many legs do three cats have?\nAnswer:";
 
@@ -475,6 +477,34 @@ fn a_request_can_be_cancelled() {
         while request.step().unwrap() == Status::Open {}
     });
     assert_eq!(request.step().unwrap(), Status::Cancelled);
+}
+
+/// A request that was cancelled between two steps takes no room from others in the next one.
+#[test]
+fn a_cancelled_request_leaves_its_room_at_once() {
+    one_thread();
+    let mut config = Config::open(&demo("engine.json")).unwrap();
+    config.when_full = FullCache::Refuse;
+    for model in &mut config.models {
+        let ModelConfig::Onnx(export) = model else { panic!("an export was expected") };
+        (export.context_length, export.cache_bytes) = (Some(512), Some(4 << 20));
+    }
+    let engine = Arc::new(Engine::load(&config).unwrap());
+    let one = |token: i32| {
+        let members = json!({ "prompt": vec![token; 400], "max_tokens": 100, "ignore_eos": true, "stream": true });
+        start(&engine, Endpoint::Completion, members).unwrap()
+    };
+    let (mut first, mut second) = (one(300), one(301));
+    for _ in 0..20 {
+        step_many(&mut [&mut first], |_, status| assert_eq!(status.unwrap(), Status::Open));
+    }
+    // There is no room for both.
+    step_many(&mut [&mut second], |_, status| assert!(status.is_err()));
+    first.canceller().cancel();
+    let mut third = one(302);
+    let mut statuses = Vec::new();
+    step_many(&mut [&mut first, &mut third], |_, status| statuses.push(status.unwrap()));
+    assert_eq!(statuses, [Status::Cancelled, Status::Open]);
 }
 
 /// Choices that end without a token hold up no other.

@@ -82,6 +82,32 @@ inline void early_ends() {
     EXPECT(status.state == cosrt::RequestState::cancelled);  // by the end of the driver
 }
 
+/// A client that reads slowly holds up its own request alone, and bounds its memory.
+inline void slow_readers() {
+    const auto engine = cosrt::Engine::open("models/demo/engine.json").value();
+    // 800 tokens with about 600 kB.
+    const std::string large = R"("max_tokens": 400, "logprobs": 20, "n": 2, "stream": true)";
+    std::shared_ptr<cosrt::DrivenRequest> left;
+    cosrt::RequestStatus status;
+    {
+        cosrt::Driver driver;
+        const auto slow = driver.start(started(engine, large));
+        const auto cancelled = driver.start(started(engine, large));
+        left = driver.start(started(engine, large));
+        const auto other = driver.start(started(engine, large));
+        EXPECT(driven(*other, status).size() > 500'000);
+        const cosrt::Piece piece = slow->next().value();
+        EXPECT(piece.status.open() && piece.text.size() > 256 << 10 && piece.text.size() < 300 << 10);
+        EXPECT(piece.text.size() + driven(*slow, status).size() > 500'000);
+        EXPECT(status.state == cosrt::RequestState::done && status.completion_tokens == 800);
+        cancelled->cancel();
+        driven(*cancelled, status);
+        EXPECT(status.state == cosrt::RequestState::cancelled);
+    }
+    driven(*left, status);
+    EXPECT(status.state == cosrt::RequestState::cancelled);  // by the end of the driver
+}
+
 inline void wrong_bodies() {
     const auto engine = open();
     const auto refused = cosrt::Request::start(engine, R"({"prompt": [1], "n": 0})");
@@ -94,6 +120,7 @@ inline void wrong_bodies() {
 inline void requests() {
     requesting::many();
     requesting::early_ends();
+    requesting::slow_readers();
     requesting::wrong_bodies();
 }
 

@@ -284,6 +284,7 @@ func (s *service) decode(a *answer, r *http.Request, endpoint cos.Endpoint, e *e
 	}
 	defer s.line.leave(e.Choices)
 	driven := s.driver.Start(request)
+	defer driven.Cancel() // its room is free in the next step, in which a request that takes its place begins
 	for {
 		status, part, err := driven.Next(r.Context()) // ends when the client leaves
 		if err != nil {
