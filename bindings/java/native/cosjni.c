@@ -429,7 +429,10 @@ static void step(JNIEnv *env, jclass native, jboolean many, jintArray scored, jl
     free(tokens.data);
 
     for (size_t i = 0; i < count; i++) {
-        if ((*env)->PushLocalFrame(env, 12)) break;
+        if ((*env)->PushLocalFrame(env, 12)) { /* no memory, which is thrown */
+            while (i < count) cos_error_free(errors[i++]);
+            break;
+        }
         jthrowable cause = (*env)->GetObjectArrayElement(env, thrown, (jsize)i);
         jobject outcome = stepped(env, native, errors[i], &results[i], (size_t)widths[i], cause);
         jthrowable exception = (*env)->ExceptionOccurred(env);

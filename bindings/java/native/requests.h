@@ -74,7 +74,10 @@ static void request_step(JNIEnv *env, jclass native, jboolean many, jlongArray r
     else errors[0] = cos_request_step(given[0], &results[0]);
 
     for (size_t i = 0; i < count; i++) {
-        if ((*env)->PushLocalFrame(env, 8)) break;
+        if ((*env)->PushLocalFrame(env, 8)) { /* no memory, which is thrown */
+            while (i < count) cos_error_free(errors[i++]);
+            break;
+        }
         jobject outcome = failed(env, native, errors[i], NULL) ? NULL : new_status(env, native, &results[i]);
         jthrowable exception = (*env)->ExceptionOccurred(env);
         if (exception) {

@@ -6,13 +6,18 @@ import java.io.ByteArrayOutputStream;
 
 /** A request that a {@link Driver} decodes. Any thread may use it at any time. */
 public final class DrivenRequest {
+    private final Driver driver;
     private final Request request;
-    /** This object guards what the driver's thread has brought. */
+    private long pointer; // of the request
+    private volatile boolean isCancelled;
+    /** Guards the rest, which the driver's thread brings. A monitor allocates nothing when the heap is full. */
+    private final Object lock = new Object();
     private final ByteArrayOutputStream text = new ByteArrayOutputStream();
     private RequestStatus status;
-    private RuntimeException error;
+    private Throwable error;
 
-    DrivenRequest(Request request) {
+    DrivenRequest(Driver driver, Request request) {
+        this.driver = driver;
         this.request = request;
         status = request.status();
     }
@@ -21,18 +26,28 @@ public final class DrivenRequest {
      * Waits until there is something to send, or the request has ended. Each text is given once, and after the end
      * there is none. An error comes behind what was decoded before it, and then again with each call.
      *
-     * @throws CosException         as for {@link Request#step}
-     * @throws InterruptedException the thread was interrupted while it waited; the request goes on
+     * @throws CosException          as for {@link Request#step}
+     * @throws IllegalStateException the driver cannot step, such as for want of memory, which is the cause
+     * @throws InterruptedException  the thread was interrupted while it waited; the request goes on
      */
-    public synchronized Piece next() throws InterruptedException {
-        while (text.size() == 0 && !isEnded()) {
-            wait();
+    public Piece next() throws InterruptedException {
+        Piece piece;
+        boolean waited;
+        synchronized (lock) {
+            while (text.size() == 0 && !isEnded()) {
+                lock.wait();
+            }
+            if (text.size() == 0 && error != null) {
+                throw error instanceof RuntimeException known
+                        ? known : new IllegalStateException("the driver cannot step", error);
+            }
+            piece = new Piece(status, text.toByteArray());
+            waited = !isReady();
+            text.reset();
         }
-        if (text.size() == 0 && error != null) {
-            throw error;
+        if (waited) {
+            driver.wake();
         }
-        Piece piece = new Piece(status, text.toByteArray());
-        text.reset();
         return piece;
     }
 
@@ -45,47 +60,77 @@ public final class DrivenRequest {
         }
     }
 
-    Request request() {
-        return request;
+    long pointer() {
+        return pointer;
+    }
+
+    /** Makes the driver's thread the only one that uses the request. */
+    void begin(Thread thread) {
+        pointer = request.begin(this, thread);
+    }
+
+    /** Lets the driver step to the end, even if nobody takes the text. */
+    void resume() {
+        isCancelled = true;
+        driver.wake();
     }
 
     /** Whether there is no further step. */
-    synchronized boolean isEnded() {
-        return error != null || !status.isOpen();
+    boolean isEnded() {
+        synchronized (lock) {
+            return error != null || !status.isOpen();
+        }
     }
 
-    /** What a step has brought, on the driver's thread. A request that has ended is closed before others are told. */
-    void tell(RequestNews news) {
+    /** Whether the driver steps it. Otherwise it waits until its text is taken. */
+    boolean isReady() {
+        synchronized (lock) {
+            return isCancelled || text.size() <= Driver.UNSENT_BYTES;
+        }
+    }
+
+    /** What a step has brought, on the driver's thread: a status, or the error that has ended the request. */
+    void tell(Object outcome) {
         try {
-            if (news.error() != null) {
-                throw news.error();
+            if (outcome instanceof RequestStatus now) {
+                add(now, Native.requestAnswer(pointer));
+            } else {
+                fail((Throwable) outcome);
             }
-            byte[] answer = request.answer();
-            if (!news.status().isOpen()) {
-                request.close();
-            }
-            add(news.status(), answer);
-        } catch (RuntimeException e) {
+        } catch (Throwable e) { // such as no memory for this answer, which must not hurt other requests
             fail(e);
         }
     }
 
-    /** Ends the request, on the driver's thread. */
-    void fail(RuntimeException failure) {
-        request.close();
-        synchronized (this) {
-            if (!isEnded()) {
-                error = failure;
-                notifyAll();
+    private void add(RequestStatus now, byte[] answer) {
+        synchronized (lock) {
+            text.writeBytes(answer); // first, because it may fail
+            if (!now.isOpen()) {
+                release(); // before others are told
+            }
+            status = now;
+            if (answer.length > 0 || isEnded()) {
+                lock.notifyAll();
             }
         }
     }
 
-    private synchronized void add(RequestStatus now, byte[] answer) {
-        status = now;
-        text.writeBytes(answer);
-        if (answer.length > 0 || isEnded()) {
-            notifyAll();
+    /** Ends the request if it has not ended, on the driver's thread. Allocates and throws nothing. */
+    void fail(Throwable failure) {
+        synchronized (lock) {
+            if (!isEnded()) {
+                release();
+                error = failure;
+            }
+            lock.notifyAll();
+        }
+    }
+
+    private void release() {
+        try {
+            request.release();
+        } catch (Throwable e) {
+            // It is freed when it is unreachable. Those who wait must learn of the end.
         }
     }
 }

@@ -18,12 +18,23 @@ import java.util.List;
  * } while (piece.status().isOpen());
  * }</pre>
  *
+ * <p>A request with more than 256 KiB of text that nobody took is not decoded until it is taken. Nobody else may use a
+ * request from its start to its end, but to cancel or close it: other calls fail with {@link ErrorCode#BUSY}.
+ *
  * <p>Any thread may use a driver at any time. Its thread keeps no process alive, but ends only when the driver is
  * closed.
  */
 public final class Driver implements AutoCloseable {
+    /**
+     * A request with more text than this that nobody took is not decoded until it is taken: a client that reads slowly
+     * costs no more memory.
+     */
+    static final int UNSENT_BYTES = 256 * 1024;
+
     private final Thread thread = new Thread(this::run, "cosrt-driver");
-    private final List<DrivenRequest> open = new ArrayList<>(); // this object guards it, and the next one
+    /** Guards the rest. A monitor allocates nothing when the heap is full. */
+    private final Object lock = new Object();
+    private final ArrayList<DrivenRequest> open = new ArrayList<>();
     private boolean isClosed;
 
     /** Starts the thread. */
@@ -33,28 +44,40 @@ public final class Driver implements AutoCloseable {
     }
 
     /**
-     * Begins to decode a request. It belongs to the driver then, which closes it when it has ended.
+     * Begins to decode a request. It belongs to the driver then, which closes it when it has ended. If this throws, the
+     * request stays the caller's.
      *
-     * @throws CosException          BUSY (another thread uses the request, which stays the caller's), POISONED
-     * @throws IllegalStateException the driver is closed, or the request is, which stays the caller's
+     * @throws CosException          BUSY (another thread or a driver uses the request), POISONED, and the error that
+     *                               has ended the request
+     * @throws IllegalStateException the driver or the request is closed
      */
-    public synchronized DrivenRequest start(Request request) {
-        if (isClosed) {
-            throw new IllegalStateException("the driver is closed");
+    public DrivenRequest start(Request request) {
+        DrivenRequest driven = new DrivenRequest(this, request);
+        boolean hasEnded = driven.isEnded();
+        synchronized (lock) {
+            if (isClosed) {
+                throw new IllegalStateException("the driver is closed");
+            }
+            if (!hasEnded) {
+                open.ensureCapacity(open.size() + 1); // first, because it may find no memory
+                driven.begin(thread);
+                open.add(driven);
+                lock.notifyAll();
+            }
         }
-        DrivenRequest driven = new DrivenRequest(request);
-        open.add(driven);
-        notifyAll();
+        if (hasEnded) {
+            request.close();
+        }
         return driven;
     }
 
     /** Cancels the requests that are left, and waits until they have ended. Closing again does nothing. */
     @Override
     public void close() {
-        synchronized (this) {
+        synchronized (lock) {
             isClosed = true;
             open.forEach(DrivenRequest::cancel);
-            notifyAll();
+            lock.notifyAll();
         }
         boolean interrupted = false;
         while (thread.isAlive()) {
@@ -69,29 +92,72 @@ public final class Driver implements AutoCloseable {
         }
     }
 
+    /** Lets the thread look again which requests go on. */
+    void wake() {
+        synchronized (lock) {
+            lock.notifyAll();
+        }
+    }
+
     private void run() {
-        for (List<DrivenRequest> round = next(); !round.isEmpty(); round = next()) {
-            try {
-                List<RequestNews> news = Request.stepMany(round.stream().map(DrivenRequest::request).toList());
-                for (int i = 0; i < round.size(); i++) {
-                    round.get(i).tell(news.get(i));
+        try {
+            while (next()) {
+                try {
+                    step();
+                } catch (Throwable e) { // such as no memory: those who wait must learn of it, and the thread lives on
+                    fail(e);
                 }
-            } catch (Throwable e) { // such as no memory: those who wait must learn of it, and the thread lives on
-                round.forEach(driven -> driven.fail(new IllegalStateException("the driver cannot step", e)));
+            }
+        } catch (Throwable e) { // the last guard: nobody may wait for a thread that has ended
+            synchronized (lock) {
+                isClosed = true;
+                fail(e);
             }
         }
     }
 
-    /** Waits for requests that go on. Returns none once the driver is closed and all have ended. */
-    private synchronized List<DrivenRequest> next() {
-        open.removeIf(DrivenRequest::isEnded);
-        while (open.isEmpty() && !isClosed) {
-            try {
-                wait();
-            } catch (InterruptedException e) {
-                // Nobody may end this thread but close().
+    /** Waits for requests that go on. Returns false once the driver is closed and all have ended. Allocates nothing. */
+    private boolean next() {
+        synchronized (lock) {
+            while (true) {
+                boolean isReady = false;
+                for (int i = open.size() - 1; i >= 0; i--) {
+                    if (open.get(i).isEnded()) {
+                        open.remove(i);
+                    } else {
+                        isReady |= open.get(i).isReady();
+                    }
+                }
+                if (isReady || isClosed && open.isEmpty()) {
+                    return isReady;
+                }
+                try {
+                    lock.wait();
+                } catch (InterruptedException e) {
+                    // Nobody may end this thread but close().
+                }
             }
         }
-        return List.copyOf(open);
+    }
+
+    private void step() {
+        List<DrivenRequest> round;
+        synchronized (lock) {
+            round = open.stream().filter(DrivenRequest::isReady).toList();
+        }
+        Object[] outcomes = new Object[round.size()];
+        Native.requestStep(true, round.stream().mapToLong(DrivenRequest::pointer).toArray(), outcomes);
+        for (int i = 0; i < outcomes.length; i++) {
+            round.get(i).tell(outcomes[i]);
+        }
+    }
+
+    /** Ends all requests. Allocates nothing. */
+    private void fail(Throwable failure) {
+        synchronized (lock) {
+            for (int i = 0; i < open.size(); i++) {
+                open.get(i).fail(failure);
+            }
+        }
     }
 }

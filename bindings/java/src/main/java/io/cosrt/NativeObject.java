@@ -6,6 +6,7 @@ import java.lang.ref.Cleaner;
 import java.lang.ref.Reference;
 import java.util.Map;
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.function.BiConsumer;
 import java.util.function.LongConsumer;
 import java.util.function.LongFunction;
 
@@ -17,6 +18,8 @@ abstract class NativeObject implements AutoCloseable {
     private static final Cleaner CLEANER = Cleaner.create();
     /** The number of objects that are not freed, with which tests find leaks. */
     static final AtomicInteger LIVING = new AtomicInteger();
+    /** Ends the calls of a list. {@code begun.forEach(END)} allocates nothing, because the heap may be full. */
+    static final BiConsumer<NativeObject, Integer> END = (object, index) -> object.end();
 
     private final State state;
     private final Cleaner.Cleanable cleanable;
@@ -43,7 +46,12 @@ abstract class NativeObject implements AutoCloseable {
 
     /** Begins a call that only one thread at a time may make. {@link #end} ends it. */
     final long begin() {
-        state.enter(true);
+        return begin(Thread.currentThread());
+    }
+
+    /** Begins such a call of a thread, which may be another one. */
+    final long begin(Thread caller) {
+        state.enter(caller);
         return state.pointer;
     }
 
@@ -57,9 +65,13 @@ abstract class NativeObject implements AutoCloseable {
         if (before != null) {
             throw new CosException(ErrorCode.INVALID_ARGUMENT, name + " is the same as " + list + "[" + before + "]");
         }
-        long pointer = object.begin();
-        begun.put(object, index);
-        return pointer;
+        begun.put(object, index); // first, because it may find no memory
+        try {
+            return object.begin();
+        } catch (Throwable e) {
+            begun.remove(object);
+            throw e;
+        }
     }
 
     /** Ends a call. */
@@ -68,7 +80,7 @@ abstract class NativeObject implements AutoCloseable {
     }
 
     private <T> T call(LongFunction<T> call, boolean exclusive) {
-        state.enter(exclusive);
+        state.enter(exclusive ? Thread.currentThread() : null);
         try {
             return call.apply(state.pointer);
         } finally {
@@ -102,16 +114,17 @@ abstract class NativeObject implements AutoCloseable {
             this.interrupt = interrupt;
         }
 
-        synchronized void enter(boolean exclusive) {
+        /** {@code exclusive} is the only thread that may call now, or null if several may. */
+        synchronized void enter(Thread exclusive) {
             if (closed) {
                 throw new IllegalStateException("the object is closed");
             }
-            if (exclusive) {
+            if (exclusive != null) {
                 if (owner != null) {
                     throw new CosException(ErrorCode.BUSY, "the object is in use on " + (owner == Thread.currentThread()
                             ? "this thread: a function of a session may not use it" : "another thread"));
                 }
-                owner = Thread.currentThread();
+                owner = exclusive;
             }
             callers++;
         }

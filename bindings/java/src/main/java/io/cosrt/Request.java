@@ -24,10 +24,11 @@ import java.util.Objects;
  * }</pre>
  *
  * <p>The engine may be closed before its requests. Closing a request cancels a running step of another thread, and
- * waits for it.
+ * waits for it. A request that a {@link Driver} decodes is in use on the driver's thread until it has ended.
  */
 public final class Request extends NativeObject {
     private final int models;
+    private volatile DrivenRequest driven; // or null
 
     private Request(long pointer, int models) {
         super(pointer, Native::requestFree, Request::interrupt);
@@ -116,7 +117,7 @@ public final class Request extends NativeObject {
                         ? new RequestNews(status, null) : new RequestNews(null, Native.failure(outcomes[i]));
             }
         } finally {
-            begun.keySet().forEach(Request::end);
+            begun.forEach(END);
             Reference.reachabilityFence(requests);
         }
         return List.of(news);
@@ -158,6 +159,33 @@ public final class Request extends NativeObject {
             });
         } catch (IllegalStateException closed) {
             // No step runs in a closed request.
+        } finally {
+            if (driven != null) {
+                driven.resume();
+            }
         }
+    }
+
+    @Override
+    public void close() {
+        try {
+            cancel(); // else it could wait for a driver that waits until its text is taken
+        } catch (CosException poisoned) {
+            // It is freed all the same.
+        }
+        super.close();
+    }
+
+    /** Begins the use by a driver. {@link #release} ends it. */
+    long begin(DrivenRequest by, Thread thread) {
+        long pointer = begin(thread);
+        driven = by;
+        return pointer;
+    }
+
+    /** Ends the use by the driver, and closes. */
+    void release() {
+        end();
+        super.close();
     }
 }

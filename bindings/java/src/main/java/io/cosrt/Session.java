@@ -160,7 +160,7 @@ public final class Session extends NativeObject {
             }
             call(ready.toArray(Session[]::new), pointers, begun, news);
         } finally {
-            begun.keySet().forEach(Session::end);
+            begun.forEach(END);
             Reference.reachabilityFence(sessions);
         }
         return List.of(news);

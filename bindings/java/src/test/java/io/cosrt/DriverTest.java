@@ -17,11 +17,23 @@ import java.util.concurrent.Future;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
+import org.junit.jupiter.api.function.Executable;
 
 /** A driver, whose requests must say what they say without one. */
 @Timeout(120)
 class DriverTest {
     private static final String LONG = "\"max_tokens\": 400, \"ignore_eos\": true, \"stream\": true";
+    private static final String OTHER = "\"max_tokens\": 90, \"ignore_eos\": true, \"stream\": true";
+    /** Soon has more text than a driver keeps. */
+    private static final String WORDY = "\"n\": 8, \"max_tokens\": 60, \"ignore_eos\": true, \"stream\": true, "
+            + "\"logprobs\": true, \"top_logprobs\": 20";
+
+    private static void waitUntilFull(DrivenRequest driven) throws InterruptedException {
+        while (driven.isReady()) {
+            assertFalse(driven.isEnded(), "it has too little text");
+            Thread.sleep(1);
+        }
+    }
 
     /** Takes all pieces. */
     private static String sent(DrivenRequest driven) throws InterruptedException {
@@ -201,11 +213,105 @@ class DriverTest {
             request = RequestTest.completion(LONG);
             driven = driver.start(request);
             request.close();
-            try {
-                assertEquals(RequestState.CANCELLED, end(driven));
-            } catch (IllegalStateException closed) {
-                // It was closed between two steps.
+            assertEquals(RequestState.CANCELLED, end(driven));
+        }
+    }
+
+    /** Text that nobody takes costs no more memory: its request waits, and the others go on. */
+    @Test
+    void textThatNobodyTakesIsBounded() throws Exception {
+        List<String> alone = RequestTest.texts(RequestTest.sent(RequestTest.chat(WORDY)), 8);
+        String other = RequestTest.sent(RequestTest.completion(OTHER));
+        try (Driver driver = new Driver()) {
+            DrivenRequest driven = driver.start(RequestTest.chat(WORDY));
+            waitUntilFull(driven);
+            assertEquals(RequestTest.texts(other, 1),
+                    RequestTest.texts(sent(driver.start(RequestTest.completion(OTHER))), 1));
+            Piece piece = driven.next();
+            int bytes = piece.text().length;
+            assertTrue(piece.status().isOpen() && bytes < 2 * Driver.UNSENT_BYTES, bytes + " bytes, " + piece.status());
+            // Alone now, so that the driver's thread sleeps each time that the request is full.
+            StringBuilder text = new StringBuilder(new String(piece.text(), StandardCharsets.UTF_8));
+            while (!driven.isEnded()) {
+                if (!driven.isReady()) {
+                    text.append(new String(driven.next().text(), StandardCharsets.UTF_8));
+                }
+                Thread.sleep(1);
             }
+            assertEquals(alone, RequestTest.texts(text.append(sent(driven)).toString(), 8));
+        }
+    }
+
+    @Test
+    void requestsWhoseTextNobodyTakesCanBeCancelled() throws Exception {
+        Driver driver = new Driver();
+        List<Request> requests = IntStream.range(0, 4).mapToObj(index -> RequestTest.chat(WORDY)).toList();
+        List<DrivenRequest> all = requests.stream().map(driver::start).toList();
+        for (DrivenRequest driven : all) {
+            waitUntilFull(driven);
+        }
+        all.get(0).cancel();
+        requests.get(1).cancel();
+        requests.get(2).close();
+        for (DrivenRequest driven : all.subList(0, 3)) {
+            assertEquals(RequestState.CANCELLED, end(driven));
+        }
+        assertFalse(all.get(3).isEnded());
+        driver.close();
+        assertEquals(RequestState.CANCELLED, end(all.get(3)));
+        requests.forEach(DriverTest::assertClosed);
+    }
+
+    private static void assertBusy(Executable call) {
+        assertEquals(ErrorCode.BUSY, assertThrows(CosException.class, call).code());
+    }
+
+    /** Nobody hurts a request that is driven by using it too. */
+    @Test
+    void drivenRequestsAreInUse() throws Exception {
+        List<String> alone = RequestTest.texts(RequestTest.sent(RequestTest.completion(OTHER)), 1);
+        try (Driver driver = new Driver(); Driver second = new Driver()) {
+            Request request = RequestTest.completion(OTHER);
+            DrivenRequest driven = driver.start(request);
+            for (int round = 0; round < 20; round++) {
+                assertBusy(() -> driver.start(request));
+                assertBusy(() -> second.start(request));
+                assertBusy(request::status);
+                assertBusy(request::answer);
+                assertBusy(request::step);
+                assertEquals(1, request.choices());
+            }
+            assertEquals(alone, RequestTest.texts(sent(driven), 1));
+        }
+    }
+
+    @Test
+    void requestsThatHaveEndedAreClosed() throws Exception {
+        try (Driver driver = new Driver()) {
+            Request request = RequestTest.completion("\"max_tokens\": 2");
+            RequestStatus status = request.step();
+            assertFalse(status.isOpen());
+            DrivenRequest driven = driver.start(request);
+            assertClosed(request);
+            assertEquals(new Piece(status, new byte[0]), driven.next());
+        }
+    }
+
+    /** Such as no memory for its answer. The text before it is not lost, and others go on. */
+    @Test
+    void aJavaErrorEndsOneRequest() throws Exception {
+        List<String> alone = RequestTest.texts(RequestTest.sent(RequestTest.completion(OTHER)), 1);
+        try (Driver driver = new Driver()) {
+            Request request = RequestTest.chat(WORDY);
+            DrivenRequest driven = driver.start(request);
+            DrivenRequest other = driver.start(RequestTest.completion(OTHER));
+            waitUntilFull(driven); // so that the driver's thread leaves it to this one
+            Error error = new OutOfMemoryError("a test");
+            driven.tell(error);
+            assertTrue(driven.next().text().length > Driver.UNSENT_BYTES);
+            assertSame(error, assertThrows(IllegalStateException.class, driven::next).getCause());
+            assertClosed(request);
+            assertEquals(alone, RequestTest.texts(sent(other), 1));
         }
     }
 }
