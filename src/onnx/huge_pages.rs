@@ -28,7 +28,7 @@ impl AnonymousMappings {
     /// Other threads of the host may have created some of the mappings, such as stacks, and unused pages must stay
     /// unused. The request changes no content, and the system may ignore it.
     pub fn advise_since(&self) {
-        for Range { start, end } in Self::now().0.difference(&self.0).cloned() {
+        for Range { start, end } in self.since() {
             for (start, end) in full(start, end) {
                 advise(start, end, libc::MADV_HUGEPAGE);
                 // Collapses the pages now instead of when the system's daemon gets to them. Needs Linux 6.1.
@@ -36,12 +36,26 @@ impl AnonymousMappings {
             }
         }
     }
+
+    /// The mappings that appeared or grew since. A mapping that is larger than the machine's memory is a reservation,
+    /// such as the shadow memory of a sanitizer, and it takes seconds and gigabytes to ask for all of its pages.
+    fn since(&self) -> Vec<Range<usize>> {
+        // SAFETY: the call only reads a number of the system.
+        let memory = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) } as usize * page_size();
+        let mut since = Self::now().0;
+        since.retain(|range| !self.0.contains(range) && range.len() <= memory);
+        since.into_iter().collect()
+    }
+}
+
+fn page_size() -> usize {
+    // SAFETY: the call only reads a constant of the system.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
 }
 
 /// The ranges of a mapping in which at least seven eighths of every huge page are in use.
 fn full(start: usize, end: usize) -> Vec<(usize, usize)> {
-    // SAFETY: the call only reads a constant of the system.
-    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+    let page = page_size();
     let (start, end) = (start.next_multiple_of(HUGE_PAGE), end / HUGE_PAGE * HUGE_PAGE);
     let mut resident = vec![0_u8; end.saturating_sub(start) / page];
     // SAFETY: the vector has a byte for each page. If the range is unmapped by now, the call fails, and nothing counts.
@@ -103,6 +117,15 @@ mod tests {
         let data: Vec<u64> = (0..4 << 20).collect();
         before.advise_since();
         assert!(data.iter().enumerate().all(|(index, &value)| value == index as u64));
+    }
+
+    #[test]
+    fn reservations_are_left_alone() {
+        let before = AnonymousMappings::now();
+        let reserved = memmap2::MmapOptions::new().len(64 << 40).no_reserve_swap().map_anon().unwrap();
+        let data = vec![1_u8; 64 << 20];
+        let holds = |place: *const u8| before.since().iter().any(|range| range.contains(&place.addr()));
+        assert!(!holds(&reserved[1 << 30]) && holds(&data[32 << 20]));
     }
 
     #[test]
