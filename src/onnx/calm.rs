@@ -11,7 +11,7 @@ use ort::session::Session;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::Result;
-use crate::process::{PerProcess, Process, stay_loaded};
+use crate::process::{PerProcess, Process, release_freed_memory, stay_loaded};
 
 /// The second session, which is loaded when it is first needed.
 pub struct CalmSession {
@@ -52,7 +52,11 @@ impl CalmSession {
             // If there is no thread, passes stay where they are.
             _ = loader.spawn(move || {
                 let _unfinished = unfinished;
-                match (own.load)() {
+                let turn = LOADING.get().lock();
+                let loaded = (own.load)();
+                release_freed_memory();
+                drop(turn);
+                match loaded {
                     Ok(session) => _ = own.session.set(session),
                     Err(error) => tracing::warn!("passes cannot give way to other work: {error}"),
                 }
@@ -61,6 +65,9 @@ impl CalmSession {
         None
     }
 }
+
+/// Sessions load one after the other: loading takes several times the memory of the weights, and no pass waits for it.
+static LOADING: PerProcess<Mutex<()>> = PerProcess::new(Default::default);
 
 /// How much work the exit of the process waits for.
 static UNFINISHED: PerProcess<(Mutex<usize>, Condvar)> = PerProcess::new(Default::default);

@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::export::graph::Graph;
 use crate::export::pack::{self, RunsOn};
 use crate::export::{Export, shapes};
-use crate::process::{PerProcess, Process};
+use crate::process::{PerProcess, Process, release_freed_memory};
 
 /// A session of ONNX Runtime, and the device that it runs on.
 pub struct LoadedSession {
@@ -308,6 +308,8 @@ fn create(
     let session = session.map_err(|error| {
         refuse(&format_args!("{error}; if the file is corrupt or incomplete, copy or export it again"))
     })?;
+    // Otherwise, freed memory would get huge pages too, and keep them.
+    release_freed_memory();
     before.advise_since();
     Ok(session)
 }

@@ -24,7 +24,7 @@ EXAMPLES = int(os.environ.get("COS_FUZZ_EXAMPLES", 20))
 SEED = os.environ.get("COS_SEED", "1")
 ONLY = os.environ.get("COS_FUZZ_RUNS", "accepted,refused,anything").split(",")
 SESSIONS, TOKENS = 8, 4  # so few tokens that decoding takes little time
-# What a server may keep: caches and grammars of the library, and the heap of Java.
+# What a server may keep: caches, grammars and second sessions of the library, and the heap of Java.
 GROWTH = int(os.environ.get("COS_FUZZ_MIB", 512)) << 20
 KEY = "a-key"
 TEMPLATE = """{% for message in messages %}{{ message.role ~ ": " ~ message.content ~ "\n" }}
