@@ -158,12 +158,12 @@ fn beside_others() {
         println!("skipped, because the pool has one thread");
         return;
     }
-    let engine = Arc::new(demo("base"));
     let resident = || {
         let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
         pages.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 12 >> 20
     };
     let before = resident();
+    let engine = Arc::new(demo("base"));
     let decode = || {
         let mut session = Session::new(&engine, &Options { max_tokens: 50, ..Options::default() }).unwrap();
         session.prompt(&[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
@@ -190,6 +190,7 @@ fn beside_others() {
     });
     assert!(gave_way(), "no pass gave way in a minute beside {} busy loops", 2 * cores);
     // 14 M weights in fp32 take 56 MiB, and loading them over 300.
-    let grown = resident() - before;
-    assert!(grown < 150, "the second session takes {grown} MiB");
+    let grown = resident().saturating_sub(before);
+    println!("{grown} MiB more");
+    assert!(grown < 250, "two sessions take {grown} MiB");
 }
