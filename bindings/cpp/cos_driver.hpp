@@ -31,25 +31,21 @@ public:
     /// Wait until there is something to send, or the request has ended. For one thread at a time. Errors: those of
     /// Request::step().
     Result<Piece> next() {
-        std::unique_lock lock(shared_->mutex);
-        changed_.wait(lock, [this] { return !text_.empty() || has_ended(); });
+        std::unique_lock lock(mutex_);
+        changed_.wait(lock, [this] { return has_news(); });
         if (text_.empty() && error_) return *error_;
         const bool waited = is_full();
         // An error comes behind what was decoded before it.
         Piece piece{status_, std::exchange(text_, {})};
         lock.unlock();
-        if (waited) shared_->changed.notify_one();
+        if (waited) wake_driver();
         return piece;
     }
 
     /// Let the request end soon. From any thread.
     void cancel() {
-        static_cast<void>(request_.cancel());
-        {
-            const std::lock_guard lock(shared_->mutex);
-            cancelled_ = true;
-        }
-        shared_->changed.notify_one();
+        end();
+        wake_driver();
     }
 
 private:
@@ -57,7 +53,7 @@ private:
 
     /// What a driver and its requests share, so that a request may outlive its driver.
     struct Shared {
-        std::mutex mutex;  // guards the requests of the driver, and what they have to send
+        std::mutex mutex;  // guards the list of the driver's requests; locked before that of a request
         std::condition_variable changed;  // there may be a request to step
     };
 
@@ -69,24 +65,42 @@ private:
         : request_(std::move(request)), shared_(std::move(shared)) {}
 
     bool is_full() const { return text_.size() > UNSENT_BYTES; }
-    bool has_ended() const { return error_ || !status_.open(); }
-    bool is_due() const { return cancelled_ || !is_full(); }
+    bool has_news() const { return !text_.empty() || error_ || !status_.open(); }
 
-    /// What a step has brought.
-    void tell(const Result<RequestStatus>& status) {
+    bool has_ended() {
+        const std::lock_guard lock(mutex_);
+        return error_ || !status_.open();
+    }
+
+    bool is_due() {
+        const std::lock_guard lock(mutex_);
+        return cancelled_ || !is_full();
+    }
+
+    void end() {
+        static_cast<void>(request_.cancel());
+        const std::lock_guard lock(mutex_);
+        cancelled_ = true;
+    }
+
+    void wake_driver() {
+        { const std::lock_guard lock(shared_->mutex); }  // so that the driver has looked, or waits
+        shared_->changed.notify_one();
+    }
+
+    /// What a step has brought. Whether there is something to take.
+    bool tell(const Result<RequestStatus>& status) {
         auto text = request_.answer();
-        {
-            const std::lock_guard lock(shared_->mutex);
-            if (!status) error_ = status.error();
-            else if (!text) error_ = text.error();
-            else status_ = status.value(), text_ += text.value();
-            if (text_.empty() && !has_ended()) return;
-        }
-        changed_.notify_all();
+        const std::lock_guard lock(mutex_);
+        if (!status) error_ = status.error();
+        else if (!text) error_ = text.error();
+        else status_ = status.value(), text_ += text.value();
+        return has_news();
     }
 
     Request request_;  // of the driver's thread, but for cancel()
-    const std::shared_ptr<Shared> shared_;  // its mutex guards the next four members
+    const std::shared_ptr<Shared> shared_;
+    std::mutex mutex_;  // guards the next four members
     RequestStatus status_;
     std::string text_;
     std::optional<Error> error_;
@@ -97,19 +111,28 @@ private:
 /// Decodes requests on a thread of its own, all of them in common passes. So passes wait for no thread of a server, and
 /// `auto` plans for all requests together. Other threads take what is to be sent when they come to it. A request with
 /// more than 256 KiB that nobody has taken waits until they are taken.
+///
+/// A second thread wakes those who wait for text. Waking a thread takes microseconds, and the next pass takes little
+/// more for each request on a GPU.
 class Driver {
 public:
-    Driver() : thread_([this] { run(); }) {}
+    Driver() : waker_([this] { wake(); }), thread_([this] { run(); }) {}
 
     /// Cancels the requests that are left, and waits until they have ended.
     ~Driver() {
         {
             const std::lock_guard lock(shared_->mutex);
             stops_ = true;
-            for (const auto& driven : open_) driven->cancelled_ = true, static_cast<void>(driven->request_.cancel());
+            for (const auto& driven : open_) driven->end();
         }
         shared_->changed.notify_one();
         thread_.join();
+        {
+            const std::lock_guard lock(told_mutex_);
+            told_all_ = true;
+        }
+        told_changed_.notify_one();
+        waker_.join();
     }
 
     Driver(const Driver&) = delete;
@@ -127,19 +150,24 @@ public:
     }
 
 private:
+    using List = std::vector<std::shared_ptr<DrivenRequest>>;
+
     void run() {
-        std::vector<std::shared_ptr<DrivenRequest>> due;
+        List due, told;
         std::vector<Request*> requests;
         while (wait_for(due)) {
             requests.clear();
             for (const auto& driven : due) requests.push_back(&driven->request_);
             const auto statuses = step_requests(requests);
-            for (std::size_t i = 0; i < due.size(); i++) due[i]->tell(statuses[i]);
+            for (std::size_t i = 0; i < due.size(); i++) {
+                if (due[i]->tell(statuses[i])) told.push_back(due[i]);
+            }
+            hand_over(told);
         }
     }
 
     /// The requests to step. There are none once the driver stops and all requests have ended.
-    bool wait_for(std::vector<std::shared_ptr<DrivenRequest>>& due) {
+    bool wait_for(List& due) {
         std::unique_lock lock(shared_->mutex);
         const auto has_ended = [](const auto& driven) { return driven->has_ended(); };
         open_.erase(std::remove_if(open_.begin(), open_.end(), has_ended), open_.end());
@@ -152,10 +180,44 @@ private:
         return !due.empty();
     }
 
+    /// Let the second thread wake those who wait for these requests. If it is behind, they are woken at once.
+    void hand_over(List& told) {
+        bool is_behind;
+        {
+            const std::lock_guard lock(told_mutex_);
+            is_behind = !told_.empty();
+            if (!is_behind) told_.swap(told);
+        }
+        if (is_behind) notify(told);
+        else told_changed_.notify_one();
+    }
+
+    void wake() {
+        List told;
+        std::unique_lock lock(told_mutex_);
+        while (true) {
+            told_changed_.wait(lock, [this] { return !told_.empty() || told_all_; });
+            if (told_.empty()) return;
+            told.swap(told_);
+            lock.unlock();
+            notify(told);
+            lock.lock();
+        }
+    }
+
+    static void notify(List& told) {
+        for (const auto& driven : told) driven->changed_.notify_one();
+        told.clear();
+    }
+
     const std::shared_ptr<DrivenRequest::Shared> shared_ = std::make_shared<DrivenRequest::Shared>();
-    std::vector<std::shared_ptr<DrivenRequest>> open_;  // the mutex guards this and the next member
+    List open_;  // the mutex of the shared part guards this and the next member
     bool stops_ = false;
-    std::thread thread_;  // the last member: it uses all others
+    std::mutex told_mutex_;  // guards the next two members
+    List told_;  // what the second thread is to wake
+    bool told_all_ = false;
+    std::condition_variable told_changed_;
+    std::thread waker_, thread_;  // the last members: they use all others
 };
 
 }  // namespace cosrt

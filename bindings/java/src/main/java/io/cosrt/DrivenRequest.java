@@ -89,7 +89,10 @@ public final class DrivenRequest {
         }
     }
 
-    /** What a step has brought, on the driver's thread: a status, or the error that has ended the request. */
+    /**
+     * What a step has brought, on the driver's thread: a status, or the error that has ended the request. Those who
+     * wait learn of it by {@link #announce}.
+     */
     void tell(Object outcome) {
         try {
             if (outcome instanceof RequestStatus now) {
@@ -109,7 +112,13 @@ public final class DrivenRequest {
                 release(); // before others are told
             }
             status = now;
-            if (answer.length > 0 || isEnded()) {
+        }
+    }
+
+    /** Wakes those who wait, if there is something to take. Allocates nothing. */
+    void announce() {
+        synchronized (lock) {
+            if (text.size() > 0 || isEnded()) {
                 lock.notifyAll();
             }
         }

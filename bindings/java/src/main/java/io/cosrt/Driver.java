@@ -21,6 +21,9 @@ import java.util.List;
  * <p>A request with more than 256 KiB of text that nobody took is not decoded until it is taken. Nobody else may use a
  * request from its start to its end, but to cancel or close it: other calls fail with {@link ErrorCode#BUSY}.
  *
+ * <p>A second thread wakes those who wait for text. Waking a thread takes microseconds, and the next pass takes little
+ * more for each request on a GPU.
+ *
  * <p>Any thread may use a driver at any time. Its thread keeps no process alive, but ends only when the driver is
  * closed.
  */
@@ -36,11 +39,12 @@ public final class Driver implements AutoCloseable {
     private final Object lock = new Object();
     private final ArrayList<DrivenRequest> open = new ArrayList<>();
     private boolean isClosed;
+    private final Waker waker = new Waker();
 
-    /** Starts the thread. */
+    /** Starts the threads. */
     public Driver() {
         thread.setDaemon(true);
-        thread.start();
+        thread.start(); // it starts the other one
     }
 
     /**
@@ -101,6 +105,7 @@ public final class Driver implements AutoCloseable {
 
     private void run() {
         try {
+            waker.thread.start();
             while (next()) {
                 try {
                     step();
@@ -113,6 +118,8 @@ public final class Driver implements AutoCloseable {
                 isClosed = true;
                 fail(e);
             }
+        } finally {
+            waker.end();
         }
     }
 
@@ -150,6 +157,7 @@ public final class Driver implements AutoCloseable {
         for (int i = 0; i < outcomes.length; i++) {
             round.get(i).tell(outcomes[i]);
         }
+        waker.wake(round);
     }
 
     /** Ends all requests. Allocates nothing. */
@@ -157,6 +165,66 @@ public final class Driver implements AutoCloseable {
         synchronized (lock) {
             for (int i = 0; i < open.size(); i++) {
                 open.get(i).fail(failure);
+            }
+        }
+    }
+
+    /** The thread that wakes those who wait for requests. */
+    private static final class Waker {
+        final Thread thread = new Thread(this::run, "cosrt-waker");
+        /** Guards the rest. */
+        private final Object lock = new Object();
+        private List<DrivenRequest> told;
+        private boolean ends;
+
+        Waker() {
+            thread.setDaemon(true);
+        }
+
+        /** Wakes those who wait for these requests soon, or at once if the thread is behind. Allocates nothing. */
+        void wake(List<DrivenRequest> round) {
+            synchronized (lock) {
+                if (told == null) {
+                    told = round;
+                    lock.notifyAll();
+                    return;
+                }
+            }
+            announce(round);
+        }
+
+        /** Lets the thread end, once it has woken all. */
+        void end() {
+            synchronized (lock) {
+                ends = true;
+                lock.notifyAll();
+            }
+        }
+
+        private void run() {
+            for (List<DrivenRequest> round = take(); round != null; round = take()) {
+                announce(round);
+            }
+        }
+
+        private List<DrivenRequest> take() {
+            synchronized (lock) {
+                while (told == null && !ends) {
+                    try {
+                        lock.wait();
+                    } catch (InterruptedException e) {
+                        // Nobody may end this thread but the driver's.
+                    }
+                }
+                List<DrivenRequest> round = told;
+                told = null;
+                return round;
+            }
+        }
+
+        private static void announce(List<DrivenRequest> round) {
+            for (int i = 0; i < round.size(); i++) {
+                round.get(i).announce();
             }
         }
     }
