@@ -27,7 +27,7 @@ type Driver struct {
 type DrivenRequest struct {
 	driver  *Driver
 	request *Request
-	news    chan struct{} // has an element if there is something to tell
+	news    chan struct{} // gets an element soon after there is something to tell, and sometimes without
 
 	status      RequestStatus
 	text        []byte
@@ -70,11 +70,13 @@ func (d *Driver) run() {
 				told = append(told, round[i])
 			}
 		}
-		go announce(told)
+		if len(told) > 0 {
+			go announce(told)
+		}
 	}
 }
 
-// announce wakes those who wait for requests. Waking takes microseconds each, which the next pass does not wait for.
+// announce wakes those who wait for requests. That takes microseconds for each, and the next pass does not wait for it.
 func announce(told []*DrivenRequest) {
 	for _, each := range told {
 		select {

@@ -52,10 +52,12 @@ impl CalmSession {
             // If there is no thread, passes stay where they are.
             _ = loader.spawn(move || {
                 let _unfinished = unfinished;
-                let turn = LOADING.get().lock();
+                let _turn = LOADING.get().lock();
+                if Arc::strong_count(&own) == 1 || EXITS.load(Ordering::Relaxed) {
+                    return; // nobody will use it
+                }
                 let loaded = (own.load)();
                 release_freed_memory();
-                drop(turn);
                 match loaded {
                     Ok(session) => _ = own.session.set(session),
                     Err(error) => tracing::warn!("passes cannot give way to other work: {error}"),
@@ -71,6 +73,9 @@ static LOADING: PerProcess<Mutex<()>> = PerProcess::new(Default::default);
 
 /// How much work the exit of the process waits for.
 static UNFINISHED: PerProcess<(Mutex<usize>, Condvar)> = PerProcess::new(Default::default);
+
+/// Whether the process exits.
+static EXITS: AtomicBool = AtomicBool::new(false);
 
 /// Work that the exit of the process waits for, until dropped.
 struct Unfinished(());
@@ -89,6 +94,7 @@ fn delay_exit() -> Unfinished {
     // No `Once`: see `Process::current`.
     static REGISTERED: AtomicBool = AtomicBool::new(false);
     extern "C" fn wait() {
+        EXITS.store(true, Ordering::Relaxed);
         let (count, changed) = UNFINISHED.get();
         changed.wait_while(&mut count.lock(), |count| *count > 0);
     }

@@ -82,6 +82,29 @@ inline void early_ends() {
     EXPECT(status.state == cosrt::RequestState::cancelled);  // by the end of the driver
 }
 
+/// Those who wait when a driver ends learn of the end of their requests.
+inline void waiting_at_the_end() {
+    const auto engine = open();
+    std::atomic<int> ended{0};
+    for (int round = 0; round < 40; round++) {
+        std::vector<std::thread> threads;
+        {
+            cosrt::Driver driver;
+            for (int i = 0; i < 8; i++) {
+                const auto one = driver.start(started(engine, R"("max_tokens": 30, "stream": true)"));
+                threads.emplace_back([one, &ended] {
+                    cosrt::RequestStatus status;
+                    driven(*one, status);
+                    ended++;
+                });
+            }
+            std::this_thread::sleep_for(std::chrono::microseconds(500 * round));
+        }
+        for (std::thread& thread : threads) thread.join();
+    }
+    EXPECT(ended == 320);
+}
+
 /// A client that reads slowly holds up its own request alone, and bounds its memory.
 inline void slow_readers() {
     const auto engine = cosrt::Engine::open("models/demo/engine.json").value();
@@ -120,6 +143,7 @@ inline void wrong_bodies() {
 inline void requests() {
     requesting::many();
     requesting::early_ends();
+    requesting::waiting_at_the_end();
     requesting::slow_readers();
     requesting::wrong_bodies();
 }

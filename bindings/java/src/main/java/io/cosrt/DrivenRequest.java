@@ -90,28 +90,29 @@ public final class DrivenRequest {
     }
 
     /**
-     * What a step has brought, on the driver's thread: a status, or the error that has ended the request. Those who
-     * wait learn of it by {@link #announce}.
+     * Takes what a step has brought, on the driver's thread: a status, or the error that has ended the request. Those
+     * who wait learn of errors at once. Returns whether {@link #announce} must tell them of the rest.
      */
-    void tell(Object outcome) {
+    boolean tell(Object outcome) {
         try {
             if (outcome instanceof RequestStatus now) {
-                add(now, Native.requestAnswer(pointer));
-            } else {
-                fail((Throwable) outcome);
+                return add(now, Native.requestAnswer(pointer));
             }
+            fail((Throwable) outcome);
         } catch (Throwable e) { // such as no memory for this answer, which must not hurt other requests
             fail(e);
         }
+        return false;
     }
 
-    private void add(RequestStatus now, byte[] answer) {
+    private boolean add(RequestStatus now, byte[] answer) {
         synchronized (lock) {
             text.writeBytes(answer); // first, because it may fail
             if (!now.isOpen()) {
                 release(); // before others are told
             }
             status = now;
+            return text.size() > 0 || isEnded();
         }
     }
 

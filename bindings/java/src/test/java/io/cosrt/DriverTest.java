@@ -14,6 +14,7 @@ import java.util.List;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import java.util.concurrent.TimeUnit;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
@@ -187,6 +188,29 @@ class DriverTest {
         try (Request late = RequestTest.completion("\"max_tokens\": 2")) {
             assertThrows(IllegalStateException.class, () -> driver.start(late));
             assertTrue(late.step().streams() || late.choices() == 1, "it stays the caller's");
+        }
+    }
+
+    /** Those who wait when a driver is closed learn of the end of their requests. Its threads end. */
+    @Test
+    void closingWakesThoseWhoWait() throws Exception {
+        ExecutorService threads = Executors.newFixedThreadPool(8);
+        for (int round = 0; round < 10; round++) {
+            List<Future<RequestState>> ends = new ArrayList<>();
+            try (Driver driver = new Driver()) {
+                for (int i = 0; i < 8; i++) {
+                    DrivenRequest driven = driver.start(RequestTest.completion(LONG));
+                    ends.add(threads.submit(() -> end(driven)));
+                }
+                Thread.sleep(5L * round);
+            }
+            for (Future<RequestState> end : ends) {
+                assertEquals(RequestState.CANCELLED, end.get(20, TimeUnit.SECONDS));
+            }
+        }
+        threads.shutdown();
+        for (Thread thread : Thread.getAllStackTraces().keySet()) {
+            assertFalse(thread.getName().startsWith("cosrt-"), thread.getName());
         }
     }
 
