@@ -84,7 +84,7 @@ private:
     }
 
     void wake_driver() {
-        { const std::lock_guard lock(shared_->mutex); }  // so that the driver has looked, or waits
+        { const std::lock_guard lock(shared_->mutex); }  // the driver waits now, or looks again before it waits
         shared_->changed.notify_one();
     }
 
@@ -151,7 +151,7 @@ private:
     public:
         Waker() : thread_([this] { run(); }) {}
 
-        /// Those who were told of are woken before.
+        /// Wakes those that are left, and ends the thread.
         ~Waker() {
             {
                 const std::lock_guard lock(mutex_);

@@ -3,6 +3,8 @@
 #ifndef COS_TESTS_REQUESTS_HPP
 #define COS_TESTS_REQUESTS_HPP
 
+#include <atomic>
+#include <chrono>
 #include <memory>
 #include <string>
 #include <thread>
